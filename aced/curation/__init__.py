@@ -1,0 +1,31 @@
+"""Choosing what to learn from: scores of pairs, and samplers that use them.
+
+Pure functions of arrays. They know no model, no config and no data set, so they
+serve any training loop that can embed a super-batch:
+
+    from aced.curation import Embeddings, sample_jointly
+    selection = sample_jointly(rng, student, reference, batch_size=b)
+    batch = jax.tree.map(lambda x: x[selection.indices], super_batch)
+"""
+
+from aced.curation.samplers import (
+  Selection,
+  check_sizes,
+  sample_independently,
+  sample_jointly,
+  sample_uniformly,
+)
+from aced.curation.scores import LOSSES, SCORES, pair_scores
+from aced.embeddings import Embeddings
+
+__all__ = [
+  "LOSSES",
+  "SCORES",
+  "Embeddings",
+  "Selection",
+  "check_sizes",
+  "pair_scores",
+  "sample_independently",
+  "sample_jointly",
+  "sample_uniformly",
+]

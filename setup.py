@@ -1,0 +1,57 @@
+"""Package definition of aced."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  (ROOT / "aced" / "__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+).group(1)
+
+CORE = [
+  "absl-py>=2.1",
+  "flax>=0.12.8",
+  "grain>=0.2.18",
+  "jax>=0.10,<0.13",
+  "ml_collections>=1.0",
+  "numpy>=1.26",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12.8",
+  "pillow>=11",
+  "sentencepiece>=0.2",
+  "tensorflow-datasets>=4.9.9",
+  "tqdm>=4.66",
+]
+
+PLOT = ["matplotlib>=3.9"]
+
+EXTRAS = {
+  "plot": PLOT,
+  "test": [*PLOT, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
+  "tpu": ["jax[tpu]"],
+  "cuda": ["jax[cuda13]"],
+  "hf": ["safetensors>=0.4", "tokenizers>=0.20", "transformers>=4.57"],
+  "notebook": [*PLOT, "jupyterlab>=4", "nbclient>=0.10"],
+  "tensorboard": ["tensorboardX>=2.6"],
+  "wandb": ["wandb>=0.19"],
+}
+
+setuptools.setup(
+  name="aced",
+  version=VERSION,
+  description=(
+    "Pretraining small image-text models in JAX by active data curation and"
+    " distillation (ACID, ACED)."
+  ),
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["aced", "aced.*"]),
+  install_requires=CORE,
+  extras_require=EXTRAS,
+)

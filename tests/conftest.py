@@ -1,0 +1,55 @@
+"""Strict settings for every test: eight devices, no implicit broadcasting."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from aced.embeddings import Embeddings
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Worker processes of grain read absl flags, which pytest never parses.
+flags.FLAGS.mark_as_parsed()
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+  """The root of the checkout."""
+  return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+  """The folder of real image-text sets beside the checkout, if it is there."""
+  path = REPOSITORY.parent / "shared" / "data"
+  if not path.is_dir():
+    pytest.skip("the real image-text sets (../shared/data) are not here")
+  return path
+
+
+@pytest.fixture
+def make_embeddings():
+  """Returns a maker of seeded, normalised `Embeddings` of matching pairs."""
+
+  def make(seed=0, n=12, d=8, t=10.0, b=-10.0, noise=1.0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    concept = rng.standard_normal((n, d))
+
+    def embed():
+      z = concept + noise * rng.standard_normal((n, d))
+      z /= np.linalg.norm(z, axis=1, keepdims=True)
+      return jax.numpy.asarray(z, dtype)
+
+    return Embeddings(embed(), embed(), t, b)
+
+  return make
