@@ -1,0 +1,1 @@
+"""The jitted step, and what a training loop is made of."""

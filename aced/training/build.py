@@ -1,0 +1,276 @@
+"""From a resolved config to the objects of a run."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from aced import config as config_lib
+from aced import data, models
+from aced.models import params as params_lib
+from aced.training import ledger, optimizer, sharding, state
+from aced.training.step import Recipe, TrainStep, embed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """Everything that a training loop needs, made from one config.
+
+  Attributes:
+    config: resolved.
+    mesh: of all devices.
+    source: the pairs to learn from.
+    tokenizer: captions to token ids.
+    transform: records to pictures.
+    student: the model that is trained.
+    frozen_models: name -> model.
+    frozen: name -> parameters, on the devices.
+    fingerprints: name -> fingerprint of those parameters.
+    optimizer: the optimiser.
+    recipe: the method, as static values.
+    total_steps: of the run.
+    costs: FLOPs of a step.
+  """
+
+  config: ConfigDict
+  mesh: jax.sharding.Mesh
+  source: Any
+  tokenizer: Any
+  transform: Any
+  student: nn.Module
+  frozen_models: Mapping[str, nn.Module]
+  frozen: Mapping[str, Any]
+  fingerprints: Mapping[str, str]
+  optimizer: optax.GradientTransformation
+  recipe: Recipe
+  total_steps: int
+  costs: ledger.Ledger
+
+  def every(self, section: str) -> int:
+    """Steps between two events of `config.<section>`; never, if unset."""
+    return config_lib.steps(
+      "every",
+      self.config[section],
+      batch_size=self.recipe.batch_size,
+      data_size=len(self.source),
+      total_steps=self.total_steps,
+      default=self.total_steps,
+    )
+
+  def init_state(self) -> state.TrainState:
+    """The state before the first step, on the devices."""
+    return state.create(
+      self.init_params,
+      self.optimizer,
+      seed=self.config.seed,
+      mesh=self.mesh,
+      rules=self.config.sharding,
+    )
+
+  def init_params(self, rng: jax.Array) -> Any:
+    """Parameters of the student, loaded where `init` says so, and of losses."""
+    size, length = self.config.input.image_size, self.config.input.text_length
+    student_rng, maps_rng = jax.random.split(rng)
+    init = functools.partial(
+      state.init_params, self.student, image_size=size, text_length=length
+    )
+    if self.config.student.init:
+      like = jax.eval_shape(init, student_rng)
+      where = self.config.student.init
+      params = params_lib.merge(params_lib.load(where), like)
+    else:
+      params = init(student_rng)
+    maps = self._projections(maps_rng)
+    return {**params, state.PROJECTIONS: maps} if maps else params
+
+  def train_step(self):
+    """The step, jitted; it takes over the buffers of the state."""
+    step = TrainStep(
+      self.student,
+      self.frozen_models,
+      self.optimizer,
+      self.recipe,
+      self.mesh,
+    )
+    return jax.jit(step, donate_argnums=0)
+
+  def widths(self, model: nn.Module) -> tuple[int, int]:
+    """Widths of a model's image and text embeddings."""
+    size, length = self.config.input.image_size, self.config.input.text_length
+
+    def shapes(rng):
+      params = state.init_params(model, rng, size, length)
+      batch = {
+        "image": jnp.zeros((1, size, size, 3)),
+        "labels": jnp.zeros((1, length), jnp.int32),
+      }
+      return embed(model, params, batch)
+
+    found = jax.eval_shape(shapes, jax.random.key(0))
+    return found.zimg.shape[1], found.ztxt.shape[1]
+
+  def _projections(self, rng):
+    """Linear maps of feature distillation, for teachers of another width."""
+    if self.recipe.distill_loss != "feature":
+      return {}
+    ours, maps = self.widths(self.student), {}
+    for name, _ in self.recipe.teachers:
+      theirs = self.widths(self.frozen_models[name])
+      if theirs != ours:
+        rngs = jax.random.split(rng, 2)
+        kernel = nn.initializers.lecun_normal()
+        maps[name] = {
+          "image": kernel(rngs[0], (ours[0], theirs[0])),
+          "text": kernel(rngs[1], (ours[1], theirs[1])),
+        }
+    return maps
+
+
+def build(config: Mapping[str, Any]) -> Run:
+  """Checks a config and builds the objects of its run.
+
+  Raises:
+    ConfigError: the config is wrong, or at odds with the data or the devices.
+  """
+  config = config_lib.resolve(config)
+  recipe = Recipe.from_config(config)
+  mesh = sharding.make_mesh(config.mesh)
+  recipe.check(mesh)
+  source = data.open_source(config.input.source)
+  if recipe.super_batch > len(source):
+    raise config_lib.ConfigError(
+      f"the super-batch of {recipe.super_batch} pairs is larger than the data"
+      f" set {config.input.source!r} of {len(source)}; lower batch_size or"
+      " curation.filter_ratio."
+    )
+  tokenizer = data.load_tokenizer(
+    config.input.tokenizer, config.input.text_length
+  )
+  total_steps = config_lib.steps(
+    "total", config, batch_size=recipe.batch_size, data_size=len(source)
+  )
+  student = build_model(config.student, tokenizer)
+  frozen_models = {
+    name: build_model(config.frozen[name], tokenizer) for name in recipe.frozen
+  }
+  frozen, fingerprints = load_frozen(config, frozen_models, mesh)
+  return Run(
+    config=config,
+    mesh=mesh,
+    source=source,
+    tokenizer=tokenizer,
+    transform=make_transform(config.input),
+    student=student,
+    frozen_models=frozen_models,
+    frozen=frozen,
+    fingerprints=fingerprints,
+    optimizer=make_optimizer(config, len(source), total_steps),
+    recipe=recipe,
+    total_steps=total_steps,
+    costs=step_costs(config, recipe, tokenizer),
+  )
+
+
+def model_config(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
+  """A model's table as `models.build` takes it; the vocabulary filled in."""
+  table = {
+    k: v.to_dict() if isinstance(v, ConfigDict) else v
+    for k, v in config.items()
+    if k != "init" and (k == "bias_init" or v not in ((), ""))
+  }
+  table["text"].setdefault("vocab_size", tokenizer.vocab_size)
+  return table
+
+
+def build_model(config: ConfigDict, tokenizer: Any) -> nn.Module:
+  """The model of one table of the config."""
+  return models.build(model_config(config, tokenizer))
+
+
+def make_transform(config: ConfigDict, *, train: bool = True) -> Any:
+  """The picture transform of `config.input`; no augmentation unless `train`."""
+  return data.Transform(
+    image_size=config.image_size,
+    resize=config.resize,
+    crop_scale=tuple(config.crop_scale) or None if train else None,
+    flip=config.flip and train,
+  )
+
+
+def make_optimizer(
+  config: ConfigDict, data_size: int, total_steps: int
+) -> optax.GradientTransformation:
+  """The optimiser of a resolved config."""
+  warmup_steps = config_lib.steps(
+    "warmup",
+    config.optimizer,
+    batch_size=config.batch_size,
+    data_size=data_size,
+    total_steps=total_steps,
+    default=0,
+  )
+  return optimizer.make_optimizer(
+    config.optimizer, warmup_steps=warmup_steps, total_steps=total_steps
+  )
+
+
+def load_frozen(
+  config: ConfigDict,
+  frozen_models: Mapping[str, nn.Module],
+  mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """Loads every frozen model onto the devices; returns fingerprints too.
+
+  Raises:
+    ConfigError: a model whose `init` is empty: a frozen model that was never
+      trained has nothing to teach.
+  """
+  size, length = config.input.image_size, config.input.text_length
+  frozen, fingerprints = {}, {}
+  for name, model in frozen_models.items():
+    where = config.frozen[name].init
+    if not where:
+      raise config_lib.ConfigError(
+        f"config.frozen.{name}.init is empty; give the checkpoint or .npz file"
+        " that holds its weights."
+      )
+    like = jax.eval_shape(
+      lambda rng, model=model: state.init_params(model, rng, size, length),
+      jax.random.key(0),
+    )
+    params = params_lib.merge(params_lib.load(where), like)
+    fingerprints[name] = params_lib.fingerprint(params)
+    frozen[name] = jax.device_put(
+      params, sharding.by_rules(params, config.frozen_sharding, mesh)
+    )
+  return frozen, fingerprints
+
+
+def step_costs(
+  config: ConfigDict, recipe: Recipe, tokenizer: Any
+) -> ledger.Ledger:
+  """FLOPs of a step of this config."""
+
+  def count(table):
+    cost = models.count(
+      model_config(table, tokenizer),
+      config.input.image_size,
+      config.input.text_length,
+    )
+    return cost
+
+  frozen = {name: count(config.frozen[name]) for name in recipe.frozen}
+  student = count(config.student)
+  return ledger.count(
+    recipe,
+    student.macs,
+    {name: cost.macs for name, cost in frozen.items()},
+    width=student.width,
+    frozen_widths={name: cost.width for name, cost in frozen.items()},
+  )

@@ -1,0 +1,136 @@
+"""Checkpoints: the state of a run and all that is needed to go on with it.
+
+`<workdir>/checkpoints/<step>/` holds `state` (arrays) and `metadata` (JSON:
+the resolved config, the data position, fingerprints of frozen models, the
+metrics at that step). Writing is asynchronous and atomic, by Orbax.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from aced.models import params as params_lib
+from aced.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that does not fit the run that wants to restore it."""
+
+
+class Checkpoints:
+  """The checkpoints of one run. A context manager; leaving it waits.
+
+  Args:
+    workdir: of the run.
+    keep_last: how many of the newest to keep.
+    best: name of the metric, larger is better, whose best checkpoint is kept
+      as well; "" for none.
+  """
+
+  def __init__(
+    self, workdir: str | pathlib.Path, *, keep_last: int = 1, best: str = ""
+  ):
+    self._best = best
+    policies = [preservation_policy.LatestN(max(keep_last, 1))]
+    if best:
+      policies.append(
+        preservation_policy.BestN(
+          get_metric_fn=lambda metrics: metrics[best],
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(workdir).resolve() / FOLDER,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def latest(self) -> int | None:
+    """The newest step that was saved whole, or None."""
+    return self._manager.latest_step()
+
+  def save(
+    self,
+    state: TrainState,
+    metadata: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+  ) -> None:
+    """Starts to save; returns once the arrays have been copied."""
+    step = int(state.step)
+    if step == self.latest():
+      return
+    has_best = self._best and metrics and self._best in metrics
+    best = {self._best: float(metrics[self._best])} if has_best else None
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        metadata=ocp.args.JsonSave(
+          json.loads(json.dumps({**metadata, "metrics": best or {}}))
+        ),
+      ),
+      metrics=best,
+    )
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays."""
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    )
+    return restored["metadata"]
+
+  def restore(self, step: int, like: TrainState) -> TrainState:
+    """Restores a state with the shapes, dtypes and shardings of `like`.
+
+    Raises:
+      CheckpointError: listing every array that is missing, extra or of
+        another shape.
+    """
+    self._check(step, like)
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      like,
+    )
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    )
+    return restored["state"]
+
+  def wait(self) -> None:
+    """Returns when everything that was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def _check(self, step, like):
+    saved = self._manager.item_metadata(step)["state"].tree
+    problems = params_lib.compare(
+      {k: v.shape for k, v in params_lib.flatten(saved).items()},
+      {k: v.shape for k, v in params_lib.flatten(_as_dict(like)).items()},
+    )
+    if problems:
+      raise CheckpointError(
+        f"the checkpoint at step {step} in {self._manager.directory} does not"
+        f" fit this config:\n{problems}\nUse the config it was trained with, or"
+        " another workdir."
+      )
+
+
+def _as_dict(state):
+  """The state as nested dicts, as Orbax names its parts."""
+  return ocp.tree.serialize_tree(state, keep_empty_nodes=False)

@@ -1,0 +1,85 @@
+"""Watches the metrics of a run: logs them, and stops a run that diverges."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+
+class Diverged(ArithmeticError):
+  """A loss or a norm that is not finite.
+
+  Attributes:
+    step: the number of the step that gave it.
+    parts: names of the metrics that are not finite, with their values.
+  """
+
+  def __init__(self, step: int, parts: Mapping[str, float], saved: int | None):
+    self.step = step
+    self.parts = dict(parts)
+    values = ", ".join(f"{name} = {value}" for name, value in parts.items())
+    kept = f"step {saved} is kept" if saved else "there is none yet"
+    super().__init__(
+      f"step {step} is not finite: {values}. Nothing was saved from it; of the"
+      f" last good checkpoints, {kept}. Lower the learning rate, or clip"
+      " (config.optimizer.learning_rate, config.optimizer.clip)."
+    )
+
+
+class Watch:
+  """Takes the metrics of every step, one step late.
+
+  Those of step `n - 1` are fetched after step `n` is dispatched, so that the
+  devices never wait for the host.
+
+  Args:
+    tracker: where metrics go, every `every` steps.
+    progress: the progress bar.
+    every: steps between two logged lines.
+    host_metrics: called for metrics of the host when a line is logged.
+    saved: called for the step of the last good checkpoint.
+  """
+
+  def __init__(self, tracker, progress, *, every, host_metrics, saved):
+    self._tracker = tracker
+    self._progress = progress
+    self._every = every
+    self._host_metrics = host_metrics
+    self._saved = saved
+    self._pending: tuple[int, Any] | None = None
+
+  def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Takes the metrics of step `step`, and deals with those before it.
+
+    Raises:
+      Diverged: the step before was not finite.
+    """
+    self.flush()
+    self._pending = (step, metrics)
+
+  def flush(self) -> None:
+    """Deals with the metrics that were pushed last.
+
+    Raises:
+      Diverged: they are not finite.
+    """
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    check_finite(step, metrics, self._saved())
+    self._progress.update(step, metrics)
+    if step % self._every == 0:
+      self._tracker.log(step, metrics | self._host_metrics())
+
+
+def check_finite(
+  step: int, metrics: Mapping[str, float], saved: int | None
+) -> None:
+  """Raises `Diverged`, naming the parts, if a loss or norm is not finite."""
+  watched = {k: v for k, v in metrics.items() if k.startswith(("loss", "norm"))}
+  bad = {k: v for k, v in watched.items() if not math.isfinite(v)}
+  if bad:
+    raise Diverged(step, bad, saved)

@@ -1,0 +1,51 @@
+# Sourced by the other scripts: makes .venv in the checkout and installs into it.
+#
+#   . launch/venv.sh
+#   install_extras test
+#
+# PYTHON chooses the interpreter (3.11 or newer). uv is used where it is there.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The newest of these that is 3.11 or newer and can make a virtual environment.
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3 python3.11 python3.12 python3.13; do
+    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+        >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "aced needs Python 3.11 or newer; set PYTHON to one." >&2
+  return 1
+}
+
+# install_extras EXTRAS: installs this checkout with the named extras.
+install_extras() {
+  local stamp=".venv/installed-$1" python
+  if [ ! -x .venv/bin/python ]; then
+    python="$(find_python)"
+    echo "making .venv with $("$python" --version)"
+    if command -v uv >/dev/null 2>&1; then
+      uv venv --quiet --python "$python" .venv
+    else
+      "$python" -m venv .venv
+    fi
+  fi
+  # Again only when the definition of the package has changed.
+  if [ -e "$stamp" ] && [ "$stamp" -nt setup.py ]; then
+    return
+  fi
+  echo "installing aced[$1] into .venv"
+  if command -v uv >/dev/null 2>&1; then
+    uv pip install --quiet --python .venv/bin/python -e ".[$1]"
+  else
+    .venv/bin/python -m ensurepip --upgrade >/dev/null 2>&1 || true
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+      -e ".[$1]"
+  fi
+  touch "$stamp"
+}

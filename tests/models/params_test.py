@@ -1,0 +1,138 @@
+"""Weights in and out."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from aced.models import build, params
+from aced.models.params import ParamsError
+
+CONFIG = {
+  "image": {
+    "width": 8,
+    "depth": 3,
+    "num_heads": 2,
+    "patch_size": (4, 4),
+    "pool_type": "map",
+  },
+  "text": {"width": 8, "depth": 2, "num_heads": 2, "vocab_size": 11},
+  "out_dim": (None, 8),
+  "bias_init": -10.0,
+}
+
+
+def make(scan=False, seed=0):
+  towers = {k: {**CONFIG[k], "scan": scan} for k in ("image", "text")}
+  model = build({**CONFIG, **towers})
+  inputs = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 5), jnp.int32)
+  return jax.device_get(model.init(jax.random.key(seed), *inputs)["params"])
+
+
+def assert_equal(a, b):
+  a, b = params.flatten(a), params.flatten(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_npz_round_trip(tmp_path, monkeypatch):
+  tree = make()
+  params.save_npz(tmp_path / "w.npz", tree)
+  assert_equal(params.load(tmp_path / "w.npz"), tree)
+  assert_equal(params.load(f"{tmp_path}/w.npz:img"), tree["img"])
+  monkeypatch.chdir(tmp_path)
+  assert_equal(params.load("w.npz"), tree)
+  assert [p.name for p in tmp_path.iterdir()] == ["w.npz"]
+
+
+@pytest.mark.parametrize("prefix", params.PREFIXES)
+def test_npz_prefixes_and_bfloat16(tmp_path, prefix):
+  value = np.arange(4, dtype=ml_dtypes.bfloat16)
+  np.savez(
+    tmp_path / "w.npz",
+    **{f"{prefix}img/kernel": value.view("V2"), "opt/count": np.int32(3)},
+  )
+  loaded = params.load(tmp_path / "w.npz")
+  assert loaded["img"]["kernel"].dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(loaded["img"]["kernel"], value)
+  assert list(loaded) == ["img"]
+
+
+def test_bad_files_are_refused_by_name(tmp_path):
+  np.savez(tmp_path / "bad.npz", x=np.array([{"a": 1}], dtype=object))
+  with pytest.raises(ParamsError, match=r"bad\.npz holds pickled objects"):
+    params.load(tmp_path / "bad.npz")
+  params.save_npz(tmp_path / "cut.npz", make())
+  whole = (tmp_path / "cut.npz").read_bytes()
+  (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ParamsError, match=r"cut\.npz is not a whole"):
+    params.load(tmp_path / "cut.npz")
+  with pytest.raises(FileNotFoundError, match="no weights at"):
+    params.load(tmp_path / "none.npz")
+  with pytest.raises(FileNotFoundError, match="expected an .npz file, or"):
+    params.load(tmp_path / "none")
+  params.save_npz(tmp_path / "w.npz", make())
+  with pytest.raises(ParamsError, match="has no subtree 'image'; at its top"):
+    params.load(f"{tmp_path}/w.npz:image")
+
+
+def test_checkpoints_of_ours_without_the_optimiser(tmp_path):
+  first, second = make(seed=1), make(seed=2)
+  with ocp.CheckpointManager(tmp_path / params.CHECKPOINTS) as manager:
+    for step, tree, value in ((5, first, 0.9), (10, second, 0.2)):
+      state = {
+        "params": {**tree, "projections": {"t": np.ones(2)}},
+        "opt_state": {"mu": np.zeros(3)},
+      }
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          metadata=ocp.args.JsonSave({"metrics": {"R@1": value}}),
+        ),
+      )
+  assert_equal(params.load(tmp_path), second)
+  assert_equal(params.load(f"{tmp_path}@5"), first)
+  assert_equal(params.load(f"{tmp_path}@best"), first)
+  with pytest.raises(FileNotFoundError, match="there are 5, 10 and best"):
+    params.load(f"{tmp_path}@7")
+
+
+def test_merge_converts_between_stacked_and_apart():
+  apart, stacked = make(), make(scan=True)
+  assert params.has_stacked(stacked) and not params.has_stacked(apart)
+  assert_equal(params.unstack_layers(params.stack_layers(apart)), apart)
+  fitted = params.merge(apart, stacked)
+  assert_equal(fitted, params.stack_layers(apart))
+  assert_equal(params.merge(fitted, apart), apart)
+
+
+def test_merge_lists_everything_that_differs():
+  given, like = make(), make()
+  del given["img"]["MAPHead_0"]["probe"]
+  given["txt"]["more"] = np.zeros(2)
+  given["t"] = np.zeros(3, np.float32)
+  with pytest.raises(ParamsError) as error:
+    params.merge(given, like)
+  text = str(error.value)
+  assert "1 missing:\n    img/MAPHead_0/probe (1, 1, 8)" in text
+  assert "1 extra:\n    txt/more (2,)" in text
+  assert "1 of another shape:\n    t (3,), expected (1,)" in text
+
+
+def test_long_lists_are_cut_with_a_count():
+  text = params.compare({}, {f"n{k:02}": (1,) for k in range(33)})
+  assert "33 missing" in text and "and 13 more" in text and "n20" not in text
+
+
+def test_fingerprint_tells_parameters_apart():
+  tree = make()
+  assert params.fingerprint(tree) == params.fingerprint(make())
+  other = make()
+  other["t"] = other["t"] + 1e-6
+  assert params.fingerprint(tree) != params.fingerprint(other)
+  assert len(params.fingerprint(tree)) == 16
+  assert params.count_params(tree) == sum(x.size for x in jax.tree.leaves(tree))
