@@ -6,28 +6,29 @@ same command, it goes on from the last checkpoint to the same parameters.
 
 import contextlib
 import functools
+import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from aced.config import ConfigError, to_plain
-from aced.data import BadRecords
-from aced.evaluation import embedders
+from aced import evaluation
+from aced.config import to_plain
+from aced.data.pipeline import BadRecords
 from aced.training import startup, workdir
 from aced.training.build import Run, build
-from aced.training.checkpoints import CheckpointError, Checkpoints
+from aced.training.checkpoints import Checkpoints
 from aced.training.progress import Progress
+from aced.training.state import student_params
 from aced.training.tracker import Tracker, make_tracker
 from aced.training.watch import Diverged, Watch
 
 
 def train(
-  config: Mapping[str, Any], where: str | pathlib.Path
+  config: Mapping[str, Any], where: str | os.PathLike
 ) -> dict[str, float]:
   """Runs a config to its end in a workdir; goes on with what is there.
 
@@ -42,9 +43,11 @@ def train(
     ConfigError: the config is wrong, or at odds with data or devices.
     WorkdirError: the workdir holds another run.
     CheckpointError: a checkpoint does not fit the config.
+    ValueError: a source, a tokenizer or weights are wrong.
     Diverged: a loss or a norm is not finite; earlier checkpoints stay.
   """
-  run = build(config)
+  run, where = build(config), pathlib.Path(where)
+  evaluate = make_evaluate(run)
   for line in workdir.claim(where, run.config):
     logging.info("changed since this run began: %s", line)
   policy = run.config.checkpoint
@@ -53,41 +56,36 @@ def train(
       Checkpoints(where, keep_last=policy.keep_last, best=policy.best)
     )
     start = checkpoints.latest() or 0
-    tracker = stack.enter_context(
-      make_tracker(run.config.log.trackers, where, start, run.config)
-    )
     state = run.init_state()
     if start:
       logging.info("going on from the checkpoint at step %d", start)
       state = checkpoints.restore(start, state)
-    return loop(run, state, start, checkpoints, tracker)
+    tracker = stack.enter_context(
+      make_tracker(run.config.log.trackers, where, start, run.config)
+    )
+    if start >= run.total_steps:
+      return evaluate(state)
+    return loop(run, state, start, evaluate, checkpoints, tracker)
 
 
 def loop(
   run: Run,
   state: Any,
   start: int,
+  evaluate: Callable[[Any], dict[str, float]],
   checkpoints: Checkpoints,
   tracker: Tracker,
 ) -> dict[str, float]:
   """Steps from `start` to the end; logs, evaluates and saves on the way."""
-  evaluate = functools.partial(run_evaluators, run.evaluators(), run)
-  if start >= run.total_steps:
-    return evaluate(state)
   bad, scores = BadRecords(run.source), {}
   save_every, eval_every = run.every("checkpoint"), run.every("eval")
-  with (
-    run.batches(start) as batches,
-    Progress(
-      run.total_steps, start, run.config.name, run.shows_progress
-    ) as bar,
-  ):
+  with run.batches(start) as batches, make_progress(run, start) as progress:
     batch, info = next(batches)
     step_fn = run.train_step().lower(state, run.frozen, batch).compile()
-    bar.write(startup.report(run, state, batch, step_fn))
+    logging.info("\n%s", startup.report(run, state, batch, step_fn))
     watch = Watch(
       tracker,
-      bar,
+      progress,
       every=run.every("log"),
       host_metrics=lambda: batches.metrics() | bad.metrics(),
       saved=checkpoints.latest,
@@ -102,9 +100,10 @@ def loop(
       evaluates = run.config.evals and (last or step % eval_every == 0)
       if evaluates:
         watch.flush()
-        scores = evaluate(state)
+        with progress.paused("evaluating"):
+          scores = evaluate(state)
         tracker.log(step, scores)
-        bar.write(summary(step, scores))
+        progress.write(summary(step, scores))
       if last or step % save_every == 0 or (evaluates and checkpoints.best):
         watch.flush()
         checkpoints.save(
@@ -113,45 +112,58 @@ def loop(
   return scores
 
 
-def run_evaluators(
-  evaluators: Mapping[str, Any], run: Run, state: Any
-) -> dict[str, float]:
-  """Runs every evaluator on the student; names its metrics `eval/name/...`."""
-  embed = [
-    functools.partial(f, run.student_params(state))
-    for f in embedders(run.student, run.mesh)
-  ]
-  return {
-    f"eval/{name}/{key}": value
-    for name, evaluator in evaluators.items()
-    for key, value in evaluator.run(*embed).items()
-  }
+def make_evaluate(run: Run) -> Callable[[Any], dict[str, float]]:
+  """Returns `evaluate(state) -> {"eval/name/metric": value}`."""
+  evaluators = run.evaluators()
+  embedders = evaluation.embedders(run.student, run.mesh)
+
+  def evaluate(state):
+    params = student_params(state.params)
+    bound = [functools.partial(embed, params) for embed in embedders]
+    scores = evaluation.run_all(evaluators, *bound)
+    return {f"eval/{name}": value for name, value in scores.items()}
+
+  return evaluate
+
+
+def make_progress(run: Run, start: int) -> Progress:
+  """The progress bar of a run."""
+  return Progress(
+    run.total_steps,
+    start,
+    run.config.name,
+    run.config.log.progress,
+    batch_size=run.recipe.batch_size,
+  )
 
 
 def summary(step: int, scores: Mapping[str, float]) -> str:
-  """One line of scores for the terminal."""
-  text = "  ".join(
-    f"{k.removeprefix('eval/')} {v:.3f}" for k, v in scores.items()
-  )
-  return f"step {step}: {text}"
+  """One line of the scores that matter, for the terminal."""
+  shown = {
+    name.removeprefix("eval/"): value
+    for name, value in scores.items()
+    if name.endswith(("/accuracy", "mean/R@1"))
+  }
+  parts = [f"{name} {100 * value:.1f}%" for name, value in shown.items()]
+  return f"step {step}: {', '.join(parts)}"
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the command; a wrong input ends it with one message, not a trace."""
+  """Runs the command; wrong input ends it with a message and not a trace."""
   if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments {argv[1:]}; see --helpfull.")
-  flags_ = flags.FLAGS
-  if jax.process_index() == 0:
-    logging.info("workdir %s", flags_.workdir)
+    raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
+  logging.set_verbosity(logging.INFO)
   try:
-    train(to_plain(flags_.config), flags_.workdir)
+    train(to_plain(flags.FLAGS.config), flags.FLAGS.workdir)
   except (
-    ConfigError,
-    CheckpointError,
-    workdir.WorkdirError,
+    ValueError,
+    FileNotFoundError,
+    ModuleNotFoundError,
     Diverged,
   ) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    if flags.FLAGS.traceback:
+      raise
+    sys.exit(f"{type(error).__name__}: {error}\n(--traceback shows where.)")
 
 
 if __name__ == "__main__":
@@ -159,5 +171,6 @@ if __name__ == "__main__":
     "config", None, "Config file, with an argument after a colon."
   )
   flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(main)

@@ -79,16 +79,14 @@ def masks(
   cover = _shrink(SHAPES[shape](x, y), side)
   if texture == "solid":
     return cover, None
-  # About four periods of two pixels or more: finer ones blur to one tone.
-  period = max(3.0, side / 4)
+  # Periods of several pixels: finer ones blur to one tone.
+  period = max(4.0 if texture == "striped" else 3.0, side / 3.5)
   across, down = (x + 1) * side / 2, (y + 1) * side / 2
   if texture == "striped":
     tone = np.mod(down - side / 2 + period / 4, period) < period / 2
   else:
-    centred = [
-      np.mod(a - side / 2 + period / 2, period) for a in (across, down)
-    ]
-    tone = np.hypot(*(c - period / 2 for c in centred)) < period * 0.33
+    cells = [np.mod((a - side / 2) / period + 0.5, 1) for a in (across, down)]
+    tone = np.hypot(*(c - 0.5 for c in cells)) < 0.33
   return cover, _shrink(tone, side)
 
 
@@ -104,7 +102,7 @@ def blend(
   canvas: np.ndarray,
   shape: str,
   texture: str,
-  colour: np.ndarray,
+  tones: tuple[np.ndarray, np.ndarray],
   side: int,
   centre: tuple[float, float],
 ) -> None:
@@ -114,26 +112,25 @@ def blend(
     canvas: `(h, w, 3)` float32, 0 to 255.
     shape: a key of `SHAPES`.
     texture: one of `TEXTURES`.
-    colour: `(3,)` float32.
+    tones: of the shape and of its texture, `(3,)` float32 each.
     side: pixels across; the shape must lie within the canvas.
     centre: of the shape in pixels, `(x, y)`; rounded to whole pixels.
   """
   cover, tone = masks(shape, texture, side)
   left, top = (round(c - side / 2) for c in centre)
   patch = canvas[top : top + side, left : left + side]
+  colour, second = tones
   if tone is not None:
-    colour = colour + tone * (second_tone(colour) - colour)
+    colour = colour + tone * (second - colour)
   patch += cover * (colour - patch)
 
 
 def second_tone(colour: np.ndarray) -> np.ndarray:
   """A tone that stands out from a colour: dark on light ones, else light."""
   luminance = 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2]
-  return (
-    colour * np.float32(0.3)
-    if luminance > 150
-    else (colour + (255 - colour) * np.float32(0.85))
-  )
+  if luminance > 145:
+    return colour * np.float32(0.35)
+  return colour + (255 - colour) * np.float32(0.7)
 
 
 def _shrink(inside, side):

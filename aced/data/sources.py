@@ -124,8 +124,8 @@ def parse(spec: str) -> tuple[str, str, dict[str, str]]:
   if kind not in KINDS:
     raise SourceError(
       f"source {spec!r}: {kind!r} is not a kind of source; expected"
-      f" kind:where?option=value, kind one of {', '.join(KINDS)}, or a path that"
-      f" ends in .jsonl.{did_you_mean(kind, KINDS)}"
+      f" kind:where?option=value, kind one of {', '.join(KINDS)}, or a path"
+      f" that ends in .jsonl.{did_you_mean(kind, KINDS)}"
     )
   options = {}
   for item in filter(None, query.split("&")):

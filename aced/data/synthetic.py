@@ -18,8 +18,14 @@ SIZES = {"small": 0.30, "large": 0.46}  # Across, as shares of the picture.
 
 _SHAPES, _COLOURS = tuple(drawing.SHAPES), tuple(drawing.COLOURS)
 _BACKGROUNDS = tuple(drawing.BACKGROUNDS)
+# Colour -> its tone, and that of its stripes and dots.
+# Colour -> its tone, and that of its stripes and dots.
 _TONES = {
-  name: np.asarray(value, np.float32) for name, value in drawing.COLOURS.items()
+  name: (tone, drawing.second_tone(tone))
+  for name, tone in (
+    (name, np.asarray(value, np.float32))
+    for name, value in drawing.COLOURS.items()
+  )
 }
 _SIZE_WORDS = {
   "small": ("small", "small", "tiny"),
@@ -27,7 +33,7 @@ _SIZE_WORDS = {
 }
 _PLURALS = {shape: f"{shape}s" for shape in _SHAPES} | {"cross": "crosses"}
 _TEXTURE_NOUNS = {"striped": "stripes", "dotted": "dots"}
-_OPENINGS = ("", "", "a photo of ", "a picture of ")
+_OPENINGS = ("a photo of ", "a picture of ")
 _COUNTS = {2: "two", 3: "three"}
 
 # Where one object stands: centre as shares of the picture, and the words.
@@ -42,12 +48,12 @@ _PLACES = {
   "bottom": (0.5, 0.74, "at the bottom"),
   "bottom right": (0.74, 0.74, "in the bottom right corner"),
 }
-# A relation of the first object to the second: both centres, and the words.
+# A relation of the first object to the second: both centres, and other words.
 _RELATIONS = {
-  "left of": ((0.26, 0.5), (0.74, 0.5), ("left of", "to the left of")),
-  "right of": ((0.74, 0.5), (0.26, 0.5), ("right of", "to the right of")),
-  "above": ((0.5, 0.26), (0.5, 0.74), ("above", "over")),
-  "below": ((0.5, 0.74), (0.5, 0.26), ("below", "under")),
+  "left of": ((0.26, 0.5), (0.74, 0.5), "to the left of"),
+  "right of": ((0.74, 0.5), (0.26, 0.5), "to the right of"),
+  "above": ((0.5, 0.26), (0.5, 0.74), "over"),
+  "below": ((0.5, 0.74), (0.5, 0.26), "under"),
 }
 # How equal objects stand: (count, sizes that fit, centres).
 _GROUPS = {
@@ -59,7 +65,7 @@ _GROUPS = {
     2: ((0.5, 0.26), (0.5, 0.74)),
     3: ((0.5, 0.17), (0.5, 0.5), (0.5, 0.83)),
   },
-  "slope": {
+  "diagonal": {
     2: ((0.26, 0.26), (0.74, 0.74)),
     3: ((0.17, 0.17), (0.5, 0.5), (0.83, 0.83)),
   },
@@ -67,7 +73,7 @@ _GROUPS = {
 _ARRANGED = {
   "row": "in a row",
   "column": "in a column",
-  "slope": "in a slope",
+  "diagonal": "in a diagonal",
 }
 # Shares of scenes with one object and with two kinds; the rest are groups.
 _ONE, _TWO = 0.35, 0.45
@@ -163,14 +169,14 @@ class Scenes(Source):
     canvas = drawing.background(record["background"], size).copy()
     for thing in record["objects"]:
       # Objects of a group differ a little, as things do.
-      tone = _TONES[thing["colour"]] + draw.jitter(_COLOUR_JITTER)
+      first, second = _TONES[thing["colour"]]
+      tones = first + draw.jitter(_COLOUR_JITTER), second
       side = round(SIZES[thing["size"]] * size)
       centre = [
         min(max(size * thing[axis], side / 2), size - side / 2) for axis in "xy"
       ]
-      drawing.blend(
-        canvas, thing["shape"], thing["texture"], tone, side, centre
-      )
+      look = thing["shape"], thing["texture"]
+      drawing.blend(canvas, *look, tones, side, centre)
     return canvas.clip(0, 255).astype(np.uint8)
 
 
@@ -214,8 +220,8 @@ def _one(draw, kind=None):
   kind = kind or _kind(draw)
   place = draw.choice(tuple(_PLACES))
   x, y, where = _PLACES[place]
-  ground, on = _ground(draw)
-  text = f"{draw.choice(_OPENINGS)}a {_phrase(draw, kind)} {where}{on}"
+  ground, opening, on = _setting(draw)
+  text = f"{opening}a {_phrase(draw, kind)} {where}{on}"
   record = _record(draw, text, [kind], [(x, y)], ground)
   return record | {"label": f"{kind.colour} {kind.shape}", "place": place}
 
@@ -228,12 +234,12 @@ def _two(draw):
     other = (_SHAPES.index(second.shape) + 1) % len(_SHAPES)
     second = second._replace(shape=_SHAPES[other])
   relation = draw.choice(tuple(_RELATIONS))
-  *centres, words = _RELATIONS[relation]
-  ground, on = _ground(draw)
-  opening = draw.choice(_OPENINGS)
+  *centres, other_words = _RELATIONS[relation]
+  ground, opening, on = _setting(draw)
+  words = relation if opening or on else draw.choice((relation, other_words))
   text = (
-    f"{opening}a {_phrase(draw, first)} {draw.choice(words)}"
-    f" a {_phrase(draw, second)}{'' if opening else on}"
+    f"{opening}a {_phrase(draw, first, short=True)} {words}"
+    f" a {_phrase(draw, second, short=True)}{on}"
   )
   record = _record(draw, text, [first, second], centres, ground)
   return record | {"relation": relation}
@@ -247,10 +253,10 @@ def _group(draw, kind=None):
     # Three large ones do not fit.
     kind = kind._replace(size="small")
   arrangement = draw.choice(tuple(_GROUPS))
-  ground, _ = _ground(draw)
+  ground, opening, _ = _setting(draw)
   text = (
-    f"{draw.choice(_OPENINGS)}{_COUNTS[count]} {_phrase(draw, kind, plural=True)}"
-    f" {_ARRANGED[arrangement]} on {ground}"
+    f"{opening}{_COUNTS[count]}"
+    f" {_phrase(draw, kind, plural=True)} {_ARRANGED[arrangement]} on {ground}"
   )
   centres = _GROUPS[arrangement][count]
   record = _record(draw, text, [kind] * count, centres, ground)
@@ -260,7 +266,7 @@ def _group(draw, kind=None):
   }
 
 
-def _phrase(draw, kind, plural=False):
+def _phrase(draw, kind, *, plural=False, short=False):
   """Names a kind of object: its size, texture, colour and shape."""
   size = draw.choice(_SIZE_WORDS[kind.size])
   noun = _PLURALS[kind.shape] if plural else kind.shape
@@ -269,15 +275,18 @@ def _phrase(draw, kind, plural=False):
     return f"{size} {kind.colour} {noun}"
   if way < 0.4:
     return f"{size} {kind.texture} {kind.colour} {noun}"
-  if way < 0.8:
+  if short or way < 0.8:
     return f"{size} {kind.colour} {kind.texture} {noun}"
   return f"{size} {kind.colour} {noun} with {_TEXTURE_NOUNS[kind.texture]}"
 
 
-def _ground(draw):
-  """A background, and the words for it, which half of captions leave out."""
-  ground = draw.choice(_BACKGROUNDS)
-  return ground, f" on {ground}" if draw.uniform() < 0.5 else ""
+def _setting(draw):
+  """A background; and an opening, or words for the background, or neither."""
+  ground, opening = draw.choice(_BACKGROUNDS), draw.choice(_OPENINGS)
+  way = draw.uniform()
+  if way < 0.4:
+    return ground, opening, ""
+  return ground, "", f" on {ground}" if way < 0.8 else ""
 
 
 def _record(draw, text, kinds, centres, ground):

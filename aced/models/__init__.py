@@ -2,8 +2,9 @@
 
 from aced.models.build import build
 from aced.models.costs import count
+from aced.models.params import load
 from aced.models.text import TextTransformer
 from aced.models.two_towers import TwoTowers
 from aced.models.vit import ViT
 
-__all__ = ["TextTransformer", "TwoTowers", "ViT", "build", "count"]
+__all__ = ["TextTransformer", "TwoTowers", "ViT", "build", "count", "load"]

@@ -9,13 +9,18 @@ from typing import Any
 
 import flax.linen as nn
 
-from aced.models import variants
+from aced.models import text, transformer, variants, vit
 from aced.models.text import TextTransformer
-from aced.models.two_towers import TwoTowers
+from aced.models.two_towers import TwoTowers, heads
 from aced.models.vit import ViT
 
 MODELS = {"two_towers": TwoTowers}
 TOWERS = {"image": ViT, "text": TextTransformer}
+COMMON = {"remat": transformer.REMAT, "dtype_mm": ("float32", "bfloat16")}
+CHOICES = {
+  "image": {"pool_type": vit.POOLS, "posemb": vit.POSITIONS, **COMMON},
+  "text": {"pool_type": text.POOLS, **COMMON},
+}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
@@ -29,7 +34,8 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     The flax module.
 
   Raises:
-    ValueError: an unknown model, field or variant, or a value of another type.
+    ValueError: an unknown model, field, variant or choice, a value of another
+      type, or towers whose embeddings differ in width.
   """
   fields = complete(config)
   name = fields.pop("model", "two_towers")
@@ -38,10 +44,14 @@ def build(config: Mapping[str, Any]) -> nn.Module:
       f"model={name!r} is not known; it is one of {', '.join(MODELS)}."
     )
   for tower, module in TOWERS.items():
-    fields[tower] = _checked(module, fields.get(tower, {}), f"{tower}.")
+    fields[tower] = _tower(tower, module, fields.get(tower, {}))
   model = MODELS[name](**_checked(MODELS[name], fields, ""))
-  variants.expand_image(ViT(**model.image))
-  variants.expand_text(TextTransformer(**model.text))
+  if model.temperature_init <= 0:
+    raise ValueError(
+      f"temperature_init={model.temperature_init} must be positive: the"
+      " parameter is its logarithm."
+    )
+  _check_widths(model)
   return model
 
 
@@ -57,6 +67,40 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
       elif not given:
         fields[key] = value
   return fields
+
+
+def _tower(tower, module, given):
+  """The fields of one tower, each known, of its type and of its choices."""
+  if not isinstance(given, Mapping):
+    raise ValueError(
+      f"{tower}={given!r} must be a table of fields of {module.__name__}."
+    )
+  checked = _checked(module, given, f"{tower}.")
+  for key, choices in CHOICES[tower].items():
+    if key in checked and checked[key] not in choices:
+      raise ValueError(
+        f"{tower}.{key}={checked[key]!r} is not known; it is one of"
+        f" {', '.join(choices)}."
+      )
+  return checked
+
+
+def _check_widths(model):
+  """Embeddings that are compared must be of one width."""
+  shapes = (
+    variants.expand_image(ViT(**model.image)),
+    variants.expand_text(TextTransformer(**model.text)),
+  )
+  towers = zip((model.image, model.text), heads(model.out_dim), shapes)
+  image, text = (
+    fields.get("num_classes", head) or shape.width
+    for fields, head, shape in towers
+  )
+  if image != text:
+    raise ValueError(
+      f"image embeddings are {image} wide and text embeddings {text}, with"
+      f" out_dim={model.out_dim!r}; set out_dim=(None, {image})."
+    )
 
 
 def _checked(module, given, where):
@@ -86,9 +130,12 @@ def _fits(value, hint):
   if origin in (typing.Union, types.UnionType):
     return any(_fits(value, h) for h in typing.get_args(hint))
   if origin is tuple:
-    inner = [h for h in typing.get_args(hint) if h is not Ellipsis]
-    right = isinstance(value, tuple)
-    return right and all(any(_fits(v, h) for h in inner) for v in value)
+    inner = typing.get_args(hint)
+    if not isinstance(value, tuple):
+      return False
+    if inner[-1] is Ellipsis:
+      return all(_fits(v, inner[0]) for v in value)
+    return len(value) == len(inner) and all(map(_fits, value, inner))
   if origin is not None:
     return isinstance(value, origin)
   if hint is Any:
@@ -102,7 +149,7 @@ def _fits(value, hint):
 
 def _plain(value):
   """Mappings as dicts, lists as tuples."""
-  if hasattr(value, "items"):
+  if isinstance(value, Mapping) or hasattr(value, "items"):
     return {k: _plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
     return tuple(_plain(v) for v in value)

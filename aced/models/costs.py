@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from aced.models import variants
 from aced.models.build import build
 from aced.models.text import TextTransformer
+from aced.models.two_towers import heads
 from aced.models.vit import ViT
 
 
@@ -50,6 +51,11 @@ class PairCost(NamedTuple):
     return self.image.macs + self.text.macs
 
   @property
+  def flops_per_example(self) -> int:
+    """FLOPs of a forward pass of one pair; a backward pass is twice that."""
+    return 2 * self.macs
+
+  @property
   def params(self) -> int:
     """Number of parameters."""
     return self.image.params + self.text.params + self.scales
@@ -74,9 +80,7 @@ def count(
     ValueError: as `build`, or the picture does not divide into patches.
   """
   model = build(config)
-  out_dim = model.out_dim
-  if isinstance(out_dim, int) or out_dim is None:
-    out_dim = (out_dim, out_dim)
+  out_dim = heads(model.out_dim)
   image = ViT(**{"num_classes": out_dim[0], **model.image})
   text = TextTransformer(**{"num_classes": out_dim[1], **model.text})
   return PairCost(

@@ -10,7 +10,8 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,26 +27,31 @@ class ParamsError(ValueError):
   """Weights that cannot be read, or that do not fit the model."""
 
 
-def load(where: str | os.PathLike) -> dict[str, Any]:
+def load(
+  where: str | os.PathLike, like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
   """Loads parameters from wherever they are.
 
   Args:
     where: "file.npz", big_vision's format, with ":subtree" behind it for a part
       of the tree; or the workdir of a run of ours, with "@STEP" or "@best"
       behind it for a checkpoint other than the last.
+    like: if given, what is loaded is fitted to it, as by `merge`.
 
   Returns:
     Nested dicts of numpy arrays.
 
   Raises:
     FileNotFoundError: there is nothing there.
-    ParamsError: it is not one of the two, or is damaged.
+    ParamsError: it is not one of the two, is damaged, or does not fit.
   """
   where = os.fspath(where)
   file, _, subtree = where.partition(".npz:")
   if subtree or where.endswith(".npz"):
-    return load_npz(f"{file}.npz" if subtree else where, subtree)
-  return load_checkpoint(where)
+    params = load_npz(f"{file}.npz" if subtree else where, subtree)
+  else:
+    params = load_checkpoint(where)
+  return params if like is None else merge(params, like)
 
 
 def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
@@ -62,6 +68,11 @@ def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f"no weights at {path}; check the path.")
+  if not zipfile.is_zipfile(path):
+    # numpy would take any other file for a pickle, a Git LFS pointer too.
+    raise ParamsError(
+      f"{path} is not a whole .npz file: no zip archive; fetch it again."
+    )
   try:
     # Opened here, since numpy leaves a damaged archive's file open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -71,7 +82,7 @@ def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
       f"{path} holds pickled objects, which are never loaded as they can run"
       f" code; save plain arrays instead. ({error})"
     ) from error
-  except (zipfile.BadZipFile, OSError, EOFError) as error:
+  except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
     raise ParamsError(
       f"{path} is not a whole .npz file: {error}; fetch it again."
     ) from error
@@ -141,7 +152,9 @@ def load_checkpoint(where: str) -> dict[str, Any]:
 
 def find_checkpoint(where: str) -> tuple[pathlib.Path, int]:
   """Returns the folder of a run's checkpoints and the step that is meant."""
-  workdir, _, wanted = where.partition("@")
+  # A folder's own name may have an "@" in it.
+  is_folder = "@" not in where or pathlib.Path(where).is_dir()
+  workdir, wanted = (where, "") if is_folder else where.rsplit("@", 1)
   folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
   steps = (
     sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
@@ -180,7 +193,12 @@ def _best(folder, steps):
   return max(values, key=values.get)
 
 
-def merge(params: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+def merge(
+  params: Mapping[str, Any],
+  like: Mapping[str, Any],
+  *,
+  allow_missing: Sequence[str] = (),
+) -> dict[str, Any]:
   """Fits loaded parameters to a model: all of them, or an error.
 
   Layers that are stacked in one tree and apart in the other are converted.
@@ -188,6 +206,8 @@ def merge(params: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
   Args:
     params: loaded.
     like: the model's own, or their shapes.
+    allow_missing: regular expressions; names that one of them matches somewhere
+      may be missing and keep their value in `like`, which must be an array.
 
   Returns:
     `params` in the layout of `like`, cast to its dtypes.
@@ -195,10 +215,11 @@ def merge(params: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ParamsError: listing every name that is missing, extra or of another shape.
   """
-  layout = stack_layers if has_stacked(like) else unstack_layers
-  if has_stacked(params) != has_stacked(like):
-    params = layout(params)
-  given, wanted = flatten(params), flatten(like)
+  given, wanted = flatten(_relayout(params, like)), flatten(like)
+  for name, value in wanted.items():
+    allowed = any(re.search(pattern, name) for pattern in allow_missing)
+    if allowed and not isinstance(value, jax.ShapeDtypeStruct):
+      given.setdefault(name, value)
   problems = compare(
     {k: tuple(v.shape) for k, v in given.items()},
     {k: tuple(v.shape) for k, v in wanted.items()},
@@ -208,6 +229,17 @@ def merge(params: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
   return unflatten(
     {k: np.asarray(given[k], v.dtype) for k, v in wanted.items()}
   )
+
+
+def _relayout(params, like):
+  """Stacks or unstacks the layers of each encoder where `like` does."""
+  if not (isinstance(params, Mapping) and isinstance(like, Mapping)):
+    return params
+  if "encoderblock" in like and "encoderblock_0" in params:
+    params = stack_layers(params)
+  elif "encoderblock_0" in like and "encoderblock" in params:
+    params = unstack_layers(params)
+  return {k: _relayout(v, like.get(k)) for k, v in params.items()}
 
 
 def compare(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

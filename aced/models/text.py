@@ -17,7 +17,7 @@ class TextTransformer(nn.Module):
 
   Attributes:
     variant: such as "B", a width of `variants.WIDTHS`; or "" with the next four
-      fields given.
+      fields given. What is given wins over it.
     width: of the residual stream.
     depth: number of blocks.
     mlp_dim: of the MLPs' hidden layers.

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-REMAT = ("none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable")
+# Policies of `jax.checkpoint_policies`; others there are makers of policies.
+POLICIES = (
+  "everything_saveable",
+  "nothing_saveable",
+  "dots_saveable",
+  "checkpoint_dots",
+  "dots_with_no_batch_dims_saveable",
+  "checkpoint_dots_with_no_batch_dims",
+)
+REMAT = ("none", "full", *POLICIES)
 
 
 class MlpBlock(nn.Module):
@@ -78,8 +87,8 @@ class Encoder(nn.Module):
     dropout: rate in every block.
     scan: one block's program run `depth` times; its parameters are stacked
       under "encoderblock" with a leading axis, and compiling is faster.
-    remat: "none", "full", or a policy of `jax.checkpoint_policies`: what is
-      kept from the forward pass instead of being computed again.
+    remat: "none", "full", or one of `POLICIES`: what is kept from the forward
+      pass instead of being computed again.
     dtype_mm: dtype of the matrix products.
   """
 
@@ -181,7 +190,7 @@ def sincos2d_positions(height: int, width: int, dim: int) -> np.ndarray:
       f"sincos2d positions need a width that is a multiple of 4, not {dim}."
     )
   rows, columns = np.mgrid[:height, :width]
-  omega = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4 - 1))
+  omega = 10_000.0 ** -np.linspace(0, 1, dim // 4)
   angles = [x.reshape(-1, 1) * omega[None, :] for x in (columns, rows)]
   waves = [f(a) for a in angles for f in (np.sin, np.cos)]
   return np.concatenate(waves, axis=1)[None].astype(np.float32)
@@ -198,10 +207,9 @@ def _rematerialised(block, remat, scanned):
   """The block, recomputed in the backward pass as `remat` says."""
   if remat in ("none", ""):
     return block
-  if remat != "full" and not hasattr(jax.checkpoint_policies, remat):
+  if remat not in REMAT:
     raise ValueError(
-      f"remat={remat!r} is not known; it is none, full or one of"
-      " jax.checkpoint_policies, such as dots_saveable."
+      f"remat={remat!r} is not known; it is one of {', '.join(REMAT)}."
     )
   policy = None if remat == "full" else getattr(jax.checkpoint_policies, remat)
   # `train` is static; argument 0 is the module itself. In a scan the loop

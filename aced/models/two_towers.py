@@ -50,10 +50,11 @@ class TwoTowers(nn.Module):
       the input is; and `out`: "t" `(1,)` the temperature, "t/parameter" its
       logarithm, "b" `(1,)` where there is a bias, and what the towers name,
       under "img/" and "txt/".
+
+    Raises:
+      ValueError: pictures of another dtype, or as the towers raise it.
     """
-    out_dim = self.out_dim
-    if isinstance(out_dim, int) or out_dim is None:
-      out_dim = (out_dim, out_dim)
+    out_dim = heads(self.out_dim)
     out, zimg, ztxt = {}, None, None
     if text is not None:
       ztxt, named = TextTransformer(
@@ -84,12 +85,26 @@ class TwoTowers(nn.Module):
     return zimg, ztxt, out
 
 
+def heads(
+  out_dim: int | tuple[int | None, int | None] | None,
+) -> tuple[int | None, int | None]:
+  """Widths of the image and the text head, from `TwoTowers.out_dim`."""
+  if isinstance(out_dim, int) or out_dim is None:
+    return out_dim, out_dim
+  return out_dim
+
+
 def to_float(image: jax.Array) -> jax.Array:
-  """Maps uint8 pixels to [-1, 1]; leaves floats alone."""
+  """Maps uint8 pixels to [-1, 1]; leaves floats alone; refuses the rest."""
   if image.dtype == jnp.uint8:
     return image.astype(jnp.float32) / 127.5 - 1.0
+  if not jnp.issubdtype(image.dtype, jnp.floating):
+    raise ValueError(
+      f"pictures are of dtype {image.dtype}; expected uint8 in 0 to 255, or"
+      " float in -1 to 1."
+    )
   return image
 
 
 def _norm(z):
-  return jnp.linalg.norm(z, axis=1, keepdims=True)
+  return jnp.linalg.norm(z, axis=-1, keepdims=True)

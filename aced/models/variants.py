@@ -108,49 +108,62 @@ def decode_image(variant: str) -> Shape:
 def expand_image(fields: Any) -> Shape:
   """The shape of a `ViT` (or anything with its fields).
 
+  Fields that are given win over the variant's. A variant without a patch size,
+  such as "B", needs `patch_size`.
+
   Raises:
-    ValueError: an unknown variant, or neither a variant nor all fields.
+    ValueError: an unknown variant, sizes that are missing or do not fit.
   """
+  base, given = Shape(0, 0, 0, 0), tuple(fields.patch_size)
   if fields.variant:
-    return decode_image(fields.variant)
-  shape = _explicit("image", fields)
-  if len(fields.patch_size) != 2 or min(fields.patch_size) < 1:
+    decode = (
+      decode_text if given and "/" not in fields.variant else decode_image
+    )
+    base = decode(fields.variant)
+  shape = _override("image", fields, base)
+  patch_size = given or shape.patch_size
+  if len(patch_size) != 2 or min(patch_size) < 1:
     raise ValueError(
       f"image patch_size={fields.patch_size!r} must be (height, width) in"
-      " pixels where no variant is given."
+      " pixels where the variant has none."
     )
-  return shape._replace(patch_size=tuple(fields.patch_size))
+  return shape._replace(patch_size=patch_size)
 
 
 def expand_text(fields: Any) -> Shape:
   """The shape of a `TextTransformer`; as `expand_image`."""
-  if fields.variant:
-    return decode_text(fields.variant)
-  return _explicit("text", fields)
+  base = decode_text(fields.variant) if fields.variant else Shape(0, 0, 0, 0)
+  return _override("text", fields, base)
 
 
-def _explicit(tower, fields):
-  sizes = fields.width, fields.depth, fields.num_heads
-  if min(sizes) < 1:
+def _override(tower, fields, base):
+  """The base, with the sizes that are given in place of its own."""
+  names = "width", "depth", "mlp_dim", "num_heads"
+  given = {k: getattr(fields, k) for k in names if getattr(fields, k)}
+  shape = base._replace(**given)
+  if not shape.mlp_dim:
+    shape = shape._replace(mlp_dim=4 * shape.width)
+  if min(shape[:4]) < 1:
     raise ValueError(
       f"the {tower} tower needs a variant, or width, depth and num_heads; got"
-      f" variant={fields.variant!r}, width={sizes[0]}, depth={sizes[1]},"
-      f" num_heads={sizes[2]}."
+      f" variant={fields.variant!r}, width={shape.width}, depth={shape.depth},"
+      f" mlp_dim={shape.mlp_dim}, num_heads={shape.num_heads}."
     )
-  if fields.width % fields.num_heads:
+  if shape.width % shape.num_heads:
     raise ValueError(
-      f"{tower} width={fields.width} is not divisible by"
-      f" num_heads={fields.num_heads}."
+      f"{tower} width={shape.width} is not divisible by"
+      f" num_heads={shape.num_heads}."
     )
-  mlp_dim = fields.mlp_dim or 4 * fields.width
-  return Shape(fields.width, fields.depth, mlp_dim, fields.num_heads)
+  return shape
 
 
 def _known(what, name, table):
   if name in table:
     return name
-  near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.3)
-  hint = f" Did you mean {near[0]!r}?" if near else ""
+  # Case is compared apart: "b" and "B" have no letter in common for difflib.
+  lower = {known.lower(): known for known in table}
+  near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.3)
+  hint = f" Did you mean {lower[near[0]]!r}?" if near else ""
   raise ValueError(
     f"{what} {name!r} is not known; it is one of {', '.join(table)}.{hint}"
   )

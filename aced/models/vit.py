@@ -10,6 +10,7 @@ from aced.models import transformer
 from aced.models.variants import expand_image
 
 POOLS = ("map", "gap", "tok", "none")
+POSITIONS = ("learn", "sincos2d")
 
 
 class ViT(nn.Module):
@@ -17,7 +18,7 @@ class ViT(nn.Module):
 
   Attributes:
     variant: such as "B/16": a width of `variants.WIDTHS` and the patch size;
-      or "" with the next five fields given.
+      or "" with the next five fields given. What is given wins over it.
     width: of the residual stream.
     depth: number of blocks.
     mlp_dim: of the MLPs' hidden layers.
@@ -38,7 +39,7 @@ class ViT(nn.Module):
   depth: int = 0
   mlp_dim: int | None = None
   num_heads: int = 0
-  patch_size: tuple[int, int] = ()
+  patch_size: tuple[int, ...] = ()
   posemb: str = "learn"
   pool_type: str = "map"
   num_classes: int | None = None
@@ -119,7 +120,8 @@ class ViT(nn.Module):
     if self.posemb == "sincos2d":
       return jnp.asarray(transformer.sincos2d_positions(h, w, d))
     raise ValueError(
-      f"posemb={self.posemb!r} is not known; it is learn or sincos2d."
+      f"posemb={self.posemb!r} is not known; it is one of"
+      f" {', '.join(POSITIONS)}."
     )
 
   def _pool(self, x, shape):

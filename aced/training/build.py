@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+import aced
 from aced import config as config_lib
-from aced import data, models
+from aced import evaluation, models
+from aced.data import pipeline, sources, tokenizers
+from aced.data.transforms import Transform
 from aced.models import params as params_lib
 from aced.training import ledger, optimizer, sharding, state
 from aced.training.step import Recipe, TrainStep, embed
@@ -62,6 +65,47 @@ class Run:
       total_steps=self.total_steps,
       default=self.total_steps,
     )
+
+  def batches(self, start: int) -> pipeline.DeviceBatches:
+    """Super-batches on the devices, from step `start` on."""
+    config = self.config.input
+    host = pipeline.superbatches(
+      self.source,
+      self.tokenizer,
+      self.transform,
+      batch_size=self.recipe.super_batch,
+      seed=self.config.seed,
+      start_step=start,
+      num_steps=self.total_steps - start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_threads=config.num_threads,
+      num_workers=config.num_workers,
+      prefetch=config.prefetch,
+    )
+    return pipeline.to_devices(
+      host,
+      lambda _, x: sharding.rows(self.mesh, x.ndim),
+      depth=config.prefetch,
+    )
+
+  def evaluators(self) -> list[evaluation.Evaluator]:
+    """The evaluators of `config.evals`."""
+    transform = make_transform(self.config.input, train=False)
+    return [
+      evaluation.build(name, table.to_dict(), self.tokenizer, transform)
+      for name, table in self.config.evals.items()
+    ]
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays."""
+    return {
+      "config": config_lib.flatten(self.config),
+      "step": step,
+      "position": step * self.recipe.super_batch,
+      "frozen": dict(self.fingerprints),
+      "version": aced.__version__,
+    }
 
   def init_state(self) -> state.TrainState:
     """The state before the first step, on the devices."""
@@ -137,21 +181,20 @@ def build(config: Mapping[str, Any]) -> Run:
 
   Raises:
     ConfigError: the config is wrong, or at odds with the data or the devices.
+    ValueError: a source, a tokenizer or weights are wrong; says how.
   """
   config = config_lib.resolve(config)
   recipe = Recipe.from_config(config)
   mesh = sharding.make_mesh(config.mesh)
   recipe.check(mesh)
-  source = data.open_source(config.input.source)
+  source = sources.open_source(config.input.source)
   if recipe.super_batch > len(source):
     raise config_lib.ConfigError(
       f"the super-batch of {recipe.super_batch} pairs is larger than the data"
       f" set {config.input.source!r} of {len(source)}; lower batch_size or"
       " curation.filter_ratio."
     )
-  tokenizer = data.load_tokenizer(
-    config.input.tokenizer, config.input.text_length
-  )
+  tokenizer = tokenizers.load(config.input.tokenizer, config.input.text_length)
   total_steps = config_lib.steps(
     "total", config, batch_size=recipe.batch_size, data_size=len(source)
   )
@@ -195,7 +238,7 @@ def build_model(config: ConfigDict, tokenizer: Any) -> nn.Module:
 
 def make_transform(config: ConfigDict, *, train: bool = True) -> Any:
   """The picture transform of `config.input`; no augmentation unless `train`."""
-  return data.Transform(
+  return Transform(
     image_size=config.image_size,
     resize=config.resize,
     crop_scale=tuple(config.crop_scale) or None if train else None,

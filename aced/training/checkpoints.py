@@ -37,7 +37,7 @@ class Checkpoints:
   def __init__(
     self, workdir: str | pathlib.Path, *, keep_last: int = 1, best: str = ""
   ):
-    self._best = best
+    self.best = best
     policies = [preservation_policy.LatestN(max(keep_last, 1))]
     if best:
       policies.append(
@@ -49,6 +49,10 @@ class Checkpoints:
       )
     self._manager = ocp.CheckpointManager(
       pathlib.Path(workdir).resolve() / FOLDER,
+      item_handlers={
+        "state": ocp.StandardCheckpointHandler(),
+        "metadata": ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         enable_async_checkpointing=True,
@@ -76,8 +80,8 @@ class Checkpoints:
     step = int(state.step)
     if step == self.latest():
       return
-    has_best = self._best and metrics and self._best in metrics
-    best = {self._best: float(metrics[self._best])} if has_best else None
+    has_best = self.best and metrics and self.best in metrics
+    best = {self.best: float(metrics[self.best])} if has_best else None
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -119,10 +123,7 @@ class Checkpoints:
 
   def _check(self, step, like):
     saved = self._manager.item_metadata(step)["state"].tree
-    problems = params_lib.compare(
-      {k: v.shape for k, v in params_lib.flatten(saved).items()},
-      {k: v.shape for k, v in params_lib.flatten(_as_dict(like)).items()},
-    )
+    problems = params_lib.compare(_shapes(saved), _shapes(like))
     if problems:
       raise CheckpointError(
         f"the checkpoint at step {step} in {self._manager.directory} does not"
@@ -131,6 +132,10 @@ class Checkpoints:
       )
 
 
-def _as_dict(state):
-  """The state as nested dicts, as Orbax names its parts."""
-  return ocp.tree.serialize_tree(state, keep_empty_nodes=False)
+def _shapes(tree):
+  """`{name: shape}`, the same for a state and for what Orbax says of one."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in leaves
+  }

@@ -1,0 +1,62 @@
+"""Counts on paper against the model itself, XLA and the papers."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from aced.models import build, count, params, variants
+from aced.models.costs import markdown_table
+from tests.models.two_towers_test import shapes, tiny
+
+
+@pytest.mark.parametrize(
+  ("name", "gmacs"),
+  [("ACED-F0", 3.298), ("ACED-F1", 7.141), ("ACED-F2", 10.33)],
+)
+def test_named_pairs_cost_what_the_papers_say(name, gmacs):
+  pair = variants.pair(name)
+  cost = count({"variant": name}, pair.image_size, pair.text_length)
+  assert cost.macs / 1e9 == pytest.approx(gmacs, abs=0.005)
+  # The papers round, and count F2 a little lower.
+  assert cost.macs / 1e9 == pytest.approx(pair.gmacs, rel=0.005)
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    tiny(),
+    tiny(image__pool_type="gap", text__pool_type="map", bias_init=None),
+    tiny(image__pool_type="tok", image__posemb="sincos2d", out_dim=5),
+    tiny(image__mlp_dim=None, text__scan=True),
+    {"variant": "ACED-F1"},
+    {"image": {"variant": "So400m/16"}, "text": {"variant": "So400m"}},
+    {"image": {"variant": "g/16"}, "text": {"variant": "mu"}, "out_dim": 32},
+    {"image": {"variant": "Ti/16"}, "text": {"variant": "M"}, "out_dim": 9},
+    {"image": {"variant": "L/32"}, "text": {"variant": "H"}, "out_dim": 9},
+  ],
+)
+def test_parameters_are_those_of_the_model(config):
+  found = shapes(config, 64, 16)
+  assert count(config, 64, 16).params == params.count_params(found)
+
+
+def test_macs_are_half_of_xlas_flops():
+  config = tiny()
+  for tower in ("image", "text"):
+    config[tower] |= {"width": 64, "mlp_dim": 256, "depth": 3}
+  model = build(config)
+  image = jnp.zeros((1, 32, 32, 3))
+  text = jnp.zeros((1, 16), jnp.int32)
+  tree = model.init(jax.random.key(0), image, text)["params"]
+  compiled = (
+    jax.jit(lambda p: model.apply({"params": p}, image, text)[:2])
+    .lower(tree)
+    .compile()
+  )
+  flops = compiled.cost_analysis()["flops"]
+  # XLA counts element-wise operations as well: norms, softmax, GELU.
+  assert 1.0 <= flops / (2 * count(config, 32, 16).macs) < 1.12
+
+
+def test_the_readme_has_the_table(repository):
+  assert markdown_table() in (repository / "README.md").read_text()

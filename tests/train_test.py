@@ -1,0 +1,222 @@
+"""The loop end to end: golden metrics, kill and resume, bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from aced import config as config_lib
+from aced.config import ConfigError
+from aced.models import params as params_lib
+from aced.train import train
+from aced.training.tracker import METRICS_FILE, read_jsonl
+from aced.training.watch import Diverged
+from aced.training.workdir import WorkdirError
+from tests.config_test import load
+
+
+def smoke(repository, name="acid", variant="", **changes):
+  """A smoke config without evaluations, with `section__key` changes."""
+  arg = ",".join(filter(None, (variant, "smoke")))
+  config = config_lib.to_plain(load(repository, name).get_config(arg))
+  config["evals"] = {}
+  config["checkpoint"]["best"] = ""
+  config["log"] |= {"every_steps": 1, "progress": False}
+  for key, value in changes.items():
+    section, _, field = key.rpartition("__")
+    (config[section] if section else config)[field] = value
+  return config
+
+
+def params_of(workdir):
+  return params_lib.flatten(params_lib.load(workdir))
+
+
+def assert_same_params(a, b):
+  a, b = params_of(a), params_of(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_one_run_with_evaluations_writes_what_it_says(repository, tmp_path):
+  config = load(repository, "aced").get_config("smoke")
+  config.log.progress = False
+  scores = train(config, tmp_path)
+  assert {"eval/zero_shot/accuracy", "eval/retrieval/mean/R@1"} <= set(scores)
+  lines = read_jsonl(tmp_path / METRICS_FILE)
+  last = {k: v for line in lines for k, v in line.items() if line["step"] == 12}
+  assert last["eval/retrieval/mean/R@1"] == scores["eval/retrieval/mean/R@1"]
+  assert {"loss", "data/clean_kept", "curation/kept_score"} <= set(last)
+  assert params_lib.find_checkpoint(f"{tmp_path}@best")[1] == 12
+  again = train(config, tmp_path)  # Nothing left to do but evaluate.
+  assert again == pytest.approx(scores)
+
+
+def test_golden_metrics(repository, tmp_path):
+  """Any change of these numbers is a change of the algorithm; say it."""
+  train(smoke(repository, total_steps=3), tmp_path)
+  losses = [line["loss"] for line in read_jsonl(tmp_path / METRICS_FILE)]
+  # Three steps in float32; platforms differ in the last digits.
+  np.testing.assert_allclose(losses, GOLDEN, rtol=2e-4)
+
+
+GOLDEN = [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("variant", ["learnability"])
+def test_killed_and_resumed_equals_never_killed(repository, tmp_path, variant):
+  config = smoke(repository, variant=variant, checkpoint__every_steps=2)
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  train(config, whole)
+  program = (
+    "import json, sys; from aced.train import train;"
+    "train(json.loads(sys.argv[1]), sys.argv[2])"
+  )
+  command = [sys.executable, "-c", program, json.dumps(config), str(parts)]
+  env = os.environ | {"PYTHONPATH": str(repository)}
+  process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+  folder = parts / params_lib.CHECKPOINTS
+  deadline = time.monotonic() + 120
+  while not (
+    folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+  ):
+    assert process.poll() is None, process.stderr.read().decode()[-2000:]
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  train(config, parts)
+  assert_same_params(whole, parts)
+  timeless = [
+    [
+      {k: v for k, v in line.items() if not k.startswith("time/")}
+      for line in read_jsonl(w / METRICS_FILE)
+    ]
+    for w in (whole, parts)
+  ]
+  assert timeless[0] == timeless[1]
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_what_was_good(
+  repository, tmp_path
+):
+  config = smoke(repository, "iid", checkpoint__every_steps=2)
+  config["optimizer"] |= {"learning_rate": 1e30, "clip": 0.0}
+  config["optimizer"]["warmup_steps"] = 0
+  with pytest.raises(Diverged, match=r"step \d+ is not finite: .*loss") as e:
+    train(config, tmp_path)
+  steps = [line["step"] for line in read_jsonl(tmp_path / METRICS_FILE)]
+  assert e.value.step not in steps
+  folder = tmp_path / params_lib.CHECKPOINTS
+  for step in (int(p.name) for p in folder.iterdir() if p.name.isdigit()):
+    assert step < e.value.step
+    for leaf in jax.tree.leaves(params_lib.load(f"{tmp_path}@{step}")):
+      assert np.isfinite(leaf).all()
+
+
+def test_a_workdir_of_another_run_is_refused_and_left_alone(
+  repository, tmp_path
+):
+  train(smoke(repository, "iid", total_steps=2), tmp_path)
+  before = (tmp_path / METRICS_FILE).read_bytes()
+  with pytest.raises(WorkdirError, match="batch_size: 16 -> 8"):
+    train(smoke(repository, "iid", total_steps=2, batch_size=8), tmp_path)
+  assert (tmp_path / METRICS_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"batch_size": 12, "curation__num_chunks": 4}, "batch_size=12 does not"),
+    ({"batch_size": 88, "curation__num_chunks": 4}, "larger than the data set"),
+    ({"input__source": "jsonl:/nowhere/x.jsonl"}, "cannot open /nowhere/x"),
+    ({"input__source": "synthetic:trian"}, "Did you mean 'train'"),
+    ({"input__image_size": 40}, "does not divide into patches"),
+    ({"input__tokenizer": "byte"}, "byte"),
+    ({"mesh__data": 3}, "does not fit 8 devices"),
+  ],
+)
+def test_what_is_wrong_is_told_before_anything_is_made(
+  repository, tmp_path, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    train(smoke(repository, **changes), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_frozen_models_need_weights(repository, tmp_path):
+  config = smoke(repository)
+  config["frozen"]["reference"]["init"] = ""
+  with pytest.raises(ConfigError, match="frozen.reference.init is empty"):
+    train(config, tmp_path)
+  config["frozen"]["reference"]["init"] = str(tmp_path / "none")
+  with pytest.raises(FileNotFoundError, match="no weights at"):
+    train(config, tmp_path)
+
+
+def test_a_reference_of_another_shape_is_refused_by_name(repository, tmp_path):
+  train(smoke(repository, "iid", total_steps=1), tmp_path / "other")
+  config = smoke(repository)
+  config["frozen"]["reference"]["init"] = str(tmp_path / "other")
+  with pytest.raises(ValueError, match=r"txt/head/kernel \(32, 32\), expected"):
+    train(config, tmp_path / "run")
+
+
+def command(repository, *args):
+  done = subprocess.run(
+    [sys.executable, "-m", "aced.train", *args],
+    capture_output=True,
+    text=True,
+    cwd=repository,
+    env=os.environ | {"XLA_FLAGS": ""},
+  )
+  return done.returncode, done.stderr
+
+
+def test_the_command_trains_and_reports(repository, tmp_path):
+  code, text = command(
+    repository,
+    "--config=configs/aced.py:smoke",
+    f"--workdir={tmp_path}",
+    "--config.total_steps=4",
+    "--config.log.every_steps=2",
+  )
+  assert code == 0, text
+  for part in (
+    "* curation.filter_ratio",
+    "parameters",
+    "super-batch B = 80",
+    "memory per device",
+    "times an IID step",
+    "step 4/4",
+  ):
+    assert part in text, part
+  assert [x["step"] for x in read_jsonl(tmp_path / METRICS_FILE)][:1] == [2]
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.curation.filter_ration=0.5", "filter_rati"),
+    ("--config.curation.filter_ratio=0.7", "not a whole number"),
+    ("--config.batch_size=x", "batch_size"),
+  ],
+)
+def test_the_command_names_what_is_wrong(repository, tmp_path, flag, message):
+  code, text = command(
+    repository,
+    "--config=configs/acid.py:smoke",
+    f"--workdir={tmp_path}/w",
+    flag,
+  )
+  assert code != 0
+  assert message in text
+  assert not pathlib.Path(tmp_path, "w").exists()
