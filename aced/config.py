@@ -83,7 +83,8 @@ def default() -> ConfigDict:
   config.log.update(durations("every", percent=True))
   config.log.every_steps = 10
   config.log.trackers = ()  # Beside JSON lines: "tensorboard", "wandb".
-  config.log.progress = True
+  config.log.progress = True  # The progress bar.
+  config.log.report = True  # The start-up report.
   return _lock(config)
 
 

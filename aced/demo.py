@@ -59,12 +59,13 @@ def run(workdir: str | pathlib.Path, *, size: str, seeds: int) -> list[dict]:
     seeds: how many students of each method.
   """
   workdir = pathlib.Path(workdir)
-  tokenizer = _tokenizer(workdir, size)
+  tokenizer = _tokenizer(workdir)
   reference = workdir / "reference"
 
   def configure(method, seed):
     config = load_config(method, size)
     config.seed = seed
+    config.log.report = False
     config.input.tokenizer = tokenizer
     if "reference" in config.frozen:
       config.frozen.reference.init = str(reference)
@@ -167,14 +168,14 @@ def _row(method, seed, config, workdir):
   }
 
 
-def _tokenizer(workdir, size):
+def _tokenizer(workdir):
   """A sentencepiece model of the scenes' captions, made once."""
   path = workdir / "tokenizer.model"
   if not path.exists():
     source = open_source("synthetic:train?size=2000&noise=0")
-    captions = [source[i]["text"] for i in range(len(source))]
+    captions = [source.fields(i)["text"] for i in range(len(source))]
     workdir.mkdir(parents=True, exist_ok=True)
-    train_sentencepiece(captions, path, vocab_size=128)
+    train_sentencepiece(captions, path, 200, model_type="bpe")
   return f"sentencepiece:{path}"
 
 

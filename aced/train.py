@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from aced import evaluation
 from aced.config import to_plain
-from aced.data.pipeline import BadRecords
+from aced.data.devices import BadRecords
 from aced.training import startup, workdir
 from aced.training.build import Run, build
 from aced.training.checkpoints import Checkpoints
@@ -49,7 +50,7 @@ def train(
   run, where = build(config), pathlib.Path(where)
   evaluate = make_evaluate(run)
   for line in workdir.claim(where, run.config):
-    logging.info("changed since this run began: %s", line)
+    say(f"changed since this run began: {line}")
   policy = run.config.checkpoint
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
@@ -58,7 +59,7 @@ def train(
     start = checkpoints.latest() or 0
     state = run.init_state()
     if start:
-      logging.info("going on from the checkpoint at step %d", start)
+      say(f"going on from the checkpoint at step {start}")
       state = checkpoints.restore(start, state)
     tracker = stack.enter_context(
       make_tracker(run.config.log.trackers, where, start, run.config)
@@ -82,7 +83,8 @@ def loop(
   with run.batches(start) as batches, make_progress(run, start) as progress:
     batch, info = next(batches)
     step_fn = run.train_step().lower(state, run.frozen, batch).compile()
-    logging.info("\n%s", startup.report(run, state, batch, step_fn))
+    if run.config.log.report:
+      say(startup.report(run, state, batch, step_fn))
     watch = Watch(
       tracker,
       progress,
@@ -148,11 +150,18 @@ def summary(step: int, scores: Mapping[str, float]) -> str:
   return f"step {step}: {', '.join(parts)}"
 
 
+def say(text: str) -> None:
+  """Prints to standard error, from one process of several."""
+  if jax.process_index() == 0:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs the command; wrong input ends it with a message and not a trace."""
   if len(argv) > 1:
     raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
-  logging.set_verbosity(logging.INFO)
+  # The libraries below tell every detail of a save at the level of INFO.
+  logging.set_verbosity(logging.WARNING)
   try:
     train(to_plain(flags.FLAGS.config), flags.FLAGS.workdir)
   except (

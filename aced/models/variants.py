@@ -116,10 +116,8 @@ def expand_image(fields: Any) -> Shape:
   """
   base, given = Shape(0, 0, 0, 0), tuple(fields.patch_size)
   if fields.variant:
-    decode = (
-      decode_text if given and "/" not in fields.variant else decode_image
-    )
-    base = decode(fields.variant)
+    bare = given and fields.variant in WIDTHS
+    base = (decode_text if bare else decode_image)(fields.variant)
   shape = _override("image", fields, base)
   patch_size = given or shape.patch_size
   if len(patch_size) != 2 or min(patch_size) < 1:

@@ -9,16 +9,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 import aced
 from aced import config as config_lib
 from aced import evaluation, models
-from aced.data import pipeline, sources, tokenizers
+from aced.data import devices, pipeline, sources, tokenizers
 from aced.data.transforms import Transform
 from aced.models import params as params_lib
 from aced.training import ledger, optimizer, sharding, state
 from aced.training.step import Recipe, TrainStep, embed
+
+# `init` of a frozen model that was never trained, for trying things out.
+RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +70,7 @@ class Run:
       default=self.total_steps,
     )
 
-  def batches(self, start: int) -> pipeline.DeviceBatches:
+  def batches(self, start: int) -> devices.DeviceBatches:
     """Super-batches on the devices, from step `start` on."""
     config = self.config.input
     host = pipeline.superbatches(
@@ -83,7 +87,7 @@ class Run:
       num_workers=config.num_workers,
       prefetch=config.prefetch,
     )
-    return pipeline.to_devices(
+    return devices.to_devices(
       host,
       lambda _, x: sharding.rows(self.mesh, x.ndim),
       depth=config.prefetch,
@@ -277,22 +281,31 @@ def load_frozen(
   size, length = config.input.image_size, config.input.text_length
   frozen, fingerprints = {}, {}
   for name, model in frozen_models.items():
-    where = config.frozen[name].init
-    if not where:
-      raise config_lib.ConfigError(
-        f"config.frozen.{name}.init is empty; give the checkpoint or .npz file"
-        " that holds its weights."
-      )
-    like = jax.eval_shape(
-      lambda rng, model=model: state.init_params(model, rng, size, length),
-      jax.random.key(0),
+    init = functools.partial(
+      state.init_params, model, image_size=size, text_length=length
     )
-    params = params_lib.merge(params_lib.load(where), like)
+    params = _weights(f"frozen.{name}", config.frozen[name].init, init)
     fingerprints[name] = params_lib.fingerprint(params)
     frozen[name] = jax.device_put(
       params, sharding.by_rules(params, config.frozen_sharding, mesh)
     )
   return frozen, fingerprints
+
+
+def _weights(name, where, init):
+  """Weights of a frozen model from where its config says."""
+  if not where:
+    raise config_lib.ConfigError(
+      f"config.{name}.init is empty; give the workdir or .npz file that holds"
+      " its weights, or 'random' to try things out."
+    )
+  rng = jax.random.key(0)
+  if where == RANDOM:
+    logging.warning(
+      "%s has random weights: its scores and its teaching mean nothing.", name
+    )
+    return jax.device_get(jax.jit(init)(rng))
+  return params_lib.merge(params_lib.load(where), jax.eval_shape(init, rng))
 
 
 def step_costs(

@@ -34,6 +34,16 @@ def test_config_dicts_and_lists_will_do():
     ({"text__num_heads": 3}, "text width=8 is not divisible by num_heads=3"),
     ({"image__patch_size": ()}, r"patch_size=\(\) must be"),
     ({"bias": 1.0}, "bias is not a field of TwoTowers.*'bias_init'"),
+    ({"image": 3}, "image=3 must be a table of fields of ViT"),
+    ({"out_dim": (None, 8, 8)}, r"out_dim=\(None, 8, 8\) is of type tuple"),
+    ({"out_dim": (None, 9)}, "image embeddings are 8 wide and text embeddings"),
+    ({"temperature_init": 0.0}, "temperature_init=0.0 must be positive"),
+    ({"image__pool_type": "mean"}, "image.pool_type='mean' is not known"),
+    ({"text__pool_type": "tok"}, "text.pool_type='tok' is not known"),
+    ({"image__posemb": "rope"}, "image.posemb='rope' is not known.*learn"),
+    ({"text__dtype_mm": "fp8"}, "text.dtype_mm='fp8' is not known.*bfloat16"),
+    # A maker of policies is no policy.
+    ({"text__remat": "save_only_these_names"}, "text.remat='save_only_these"),
   ],
 )
 def test_what_is_wrong_is_named(changes, message):

@@ -41,7 +41,7 @@ def test_parameters_are_those_of_the_model(config):
 
 
 def test_macs_are_half_of_xlas_flops():
-  config = tiny()
+  config = tiny(out_dim=(None, 64))
   for tower in ("image", "text"):
     config[tower] |= {"width": 64, "mlp_dim": 256, "depth": 3}
   model = build(config)

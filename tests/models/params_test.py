@@ -25,7 +25,12 @@ CONFIG = {
 
 
 def make(scan=False, seed=0):
-  towers = {k: {**CONFIG[k], "scan": scan} for k in ("image", "text")}
+  """Parameters; `scan` of both towers, or of (image, text)."""
+  scans = scan if isinstance(scan, tuple) else (scan, scan)
+  towers = {
+    k: {**CONFIG[k], "scan": scanned}
+    for k, scanned in zip(("image", "text"), scans, strict=True)
+  }
   model = build({**CONFIG, **towers})
   inputs = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 5), jnp.int32)
   return jax.device_get(model.init(jax.random.key(seed), *inputs)["params"])
@@ -74,12 +79,17 @@ def test_bad_files_are_refused_by_name(tmp_path):
     params.load(tmp_path / "none.npz")
   with pytest.raises(FileNotFoundError, match="expected an .npz file, or"):
     params.load(tmp_path / "none")
+  (tmp_path / "lfs.npz").write_text("version https://git-lfs.github.com/spec")
+  with pytest.raises(ParamsError, match=r"lfs\.npz is not a whole"):
+    params.load(tmp_path / "lfs.npz")
   params.save_npz(tmp_path / "w.npz", make())
   with pytest.raises(ParamsError, match="has no subtree 'image'; at its top"):
     params.load(f"{tmp_path}/w.npz:image")
 
 
-def test_checkpoints_of_ours_without_the_optimiser(tmp_path):
+@pytest.mark.parametrize("folder", ["run", "me@host"])
+def test_checkpoints_of_ours_without_the_optimiser(tmp_path, folder):
+  tmp_path = tmp_path / folder
   first, second = make(seed=1), make(seed=2)
   with ocp.CheckpointManager(tmp_path / params.CHECKPOINTS) as manager:
     for step, tree, value in ((5, first, 0.9), (10, second, 0.2)):
@@ -108,6 +118,58 @@ def test_merge_converts_between_stacked_and_apart():
   fitted = params.merge(apart, stacked)
   assert_equal(fitted, params.stack_layers(apart))
   assert_equal(params.merge(fitted, apart), apart)
+
+
+@pytest.mark.parametrize("given", [(True, False), (False, True)])
+@pytest.mark.parametrize("like", [(True, False), (False, True), (True, True)])
+def test_merge_converts_each_tower_by_itself(given, like):
+  # Initialisation draws a scanned layer otherwise, so values come from one.
+  apart = make()
+  layouts = {True: params.stack_layers, False: params.unstack_layers}
+
+  def laid_out(scans):
+    img, txt = (
+      layouts[scanned](apart[k])
+      for k, scanned in zip(("img", "txt"), scans, strict=True)
+    )
+    return {**apart, "img": img, "txt": txt}
+
+  fitted = params.merge(laid_out(given), make(scan=like))
+  assert_equal(fitted, laid_out(like))
+
+
+def test_merge_keeps_what_may_be_missing():
+  given, like = make(seed=1), make(seed=2)
+  del given["img"]["MAPHead_0"], given["b"]
+  with pytest.raises(ParamsError) as error:
+    params.merge(given, like, allow_missing=("^img/MAPHead_0/",))
+  assert "1 missing:\n    b (1,)" in str(error.value)
+  fitted = params.merge(given, like, allow_missing=("^img/MAP", "^b$"))
+  assert_equal(fitted["img"]["MAPHead_0"], like["img"]["MAPHead_0"])
+  assert_equal(fitted["txt"], given["txt"])
+  # A shape alone has no value to keep.
+  shapes = jax.eval_shape(lambda: like)
+  with pytest.raises(ParamsError, match="missing"):
+    params.merge(given, shapes, allow_missing=("MAPHead_0", "^b$"))
+
+
+def test_load_fits_to_a_model(tmp_path):
+  params.save_npz(tmp_path / "w.npz", make())
+  loaded = params.load(tmp_path / "w.npz", make(scan=True))
+  assert_equal(loaded, params.stack_layers(make()))
+
+
+def test_merge_casts_to_the_models_dtype():
+  low = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), make())
+  fitted = params.merge(low, make())
+  assert {x.dtype for x in jax.tree.leaves(fitted)} == {np.dtype(np.float32)}
+
+
+def test_layers_that_are_not_all_there_are_refused():
+  tree = make()
+  del tree["img"]["Transformer"]["encoderblock_1"]
+  with pytest.raises(ParamsError, match=r"layers \[0, 2\] are not 0 to"):
+    params.stack_layers(tree)
 
 
 def test_merge_lists_everything_that_differs():

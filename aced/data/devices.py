@@ -1,0 +1,208 @@
+"""Batches on the devices ahead of their use, and what was wrong with them."""
+
+import collections
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from aced.data.records import CAUSE_NAMES, BadRecord, captions
+from aced.data.transforms import decode
+
+DEVICE_KEYS = ("image", "labels", "_mask", "fault")
+
+Info = dict[str, np.ndarray]
+
+
+class DeviceBatches:
+  """Iterates over `(batch on the devices, rest of it on the host)`.
+
+  A thread takes batches from the host iterator and starts their transfer, so
+  that both go on while the devices compute. Close it, or use it as a context
+  manager; the host iterator is closed with it.
+
+  Attributes:
+    seconds_waited: how long the caller has waited for data so far.
+  """
+
+  def __init__(
+    self,
+    iterator: Iterable[Mapping[str, np.ndarray]],
+    sharding_for: Callable[[str, np.ndarray], jax.sharding.Sharding],
+    depth: int = 2,
+  ):
+    if depth < 1:
+      raise ValueError(f"depth={depth} must be 1 or above.")
+    self.seconds_waited = 0.0
+    self._since = (time.perf_counter(), 0.0)
+    self._source = iterator
+    self._ready: queue.SimpleQueue = queue.SimpleQueue()
+    self._room = threading.Semaphore(depth)
+    self._stop = threading.Event()
+    self._ended: BaseException | None = None
+    # The thread knows nothing of this object, which can thus be collected.
+    arguments = (
+      iter(iterator),
+      sharding_for,
+      self._ready,
+      self._room,
+      self._stop,
+    )
+    self._thread = threading.Thread(
+      target=_fill, args=arguments, name="to_devices", daemon=True
+    )
+    self._finalizer = weakref.finalize(self, _halt, self._stop, self._room)
+    self._thread.start()
+
+  def __iter__(self) -> "DeviceBatches":
+    return self
+
+  def __next__(self) -> tuple[dict[str, jax.Array], Info]:
+    if self._ended is not None:
+      raise self._ended
+    start = time.perf_counter()
+    item, error = self._ready.get()
+    self.seconds_waited += time.perf_counter() - start
+    if error is not None:
+      self._ended = error
+      self.close()
+      raise error
+    self._room.release()
+    return item
+
+  def metrics(self) -> dict[str, float]:
+    """The share of the time since the last call spent waiting for data."""
+    now = time.perf_counter()
+    then, waited = self._since
+    self._since = (now, self.seconds_waited)
+    share = (self.seconds_waited - waited) / max(now - then, 1e-9)
+    return {"data/waiting": share}
+
+  def close(self) -> None:
+    """Stops reading ahead, and closes the host iterator."""
+    self._finalizer()
+    self._thread.join()
+    self._ended = self._ended or StopIteration()
+    if hasattr(self._source, "close"):
+      self._source.close()
+
+  def __enter__(self) -> "DeviceBatches":
+    return self
+
+  def __exit__(self, *error) -> None:
+    self.close()
+
+
+def to_devices(
+  iterator: Iterable[Mapping[str, np.ndarray]],
+  sharding_for: Callable[[str, np.ndarray], jax.sharding.Sharding],
+  depth: int = 2,
+) -> DeviceBatches:
+  """Sends batches to the devices ahead of use.
+
+  Args:
+    iterator: of host batches; every process gives its share of the rows.
+    sharding_for: maps the name and the local array of a column to the sharding
+      of the global array.
+    depth: the most batches on the devices that have not been asked for.
+
+  Returns:
+    An iterator of pairs: the columns `DEVICE_KEYS` as global arrays, and the
+    others (`index`, `error`) as they are. What the iterator raises, it raises.
+  """
+  return DeviceBatches(iterator, sharding_for, depth)
+
+
+def _fill(batches: Iterator, sharding_for, ready, room, stop) -> None:
+  """Puts `(item, None)` for each batch, then `(None, why it ended)`."""
+  try:
+    while True:
+      room.acquire()
+      if stop.is_set():
+        return
+      ready.put((_place(next(batches), sharding_for), None))
+  except BaseException as error:  # StopIteration too: the caller raises it.
+    ready.put((None, error))
+
+
+def _halt(stop, room):
+  stop.set()
+  room.release()
+
+
+def _place(batch, sharding_for):
+  placed = {
+    key: jax.make_array_from_process_local_data(
+      sharding_for(key, batch[key]), batch[key]
+    )
+    for key in DEVICE_KEYS
+    if key in batch
+  }
+  return placed, {k: v for k, v in batch.items() if k not in DEVICE_KEYS}
+
+
+class BadRecords:
+  """Counts the records that could not be used, by cause.
+
+  The first of each cause is logged in one line, with its index and source.
+
+  Args:
+    source: the records come from.
+
+  Attributes:
+    counts: cause -> records of it that were read so far.
+  """
+
+  def __init__(self, source: Any = None):
+    self.counts: collections.Counter[str] = collections.Counter()
+    self._source = source
+
+  @property
+  def total(self) -> int:
+    """Records that could not be used, of any cause."""
+    return self.counts.total()
+
+  def update(self, info: Mapping[str, np.ndarray], source: Any = None) -> None:
+    """Counts the records of a batch.
+
+    Args:
+      info: holds `error` and `index`, `(n,)` integers each.
+      source: that of these records, if another one.
+    """
+    source = self._source if source is None else source
+    for row in np.flatnonzero(info["error"]):
+      cause = CAUSE_NAMES[int(info["error"][row])]
+      if cause not in self.counts:
+        index = int(info["index"][row])
+        logging.warning(
+          "record %d of %r is masked, %s; more of this cause are counted, not"
+          " logged",
+          index,
+          source,
+          _explain(source, index) or cause,
+        )
+      self.counts[cause] += 1
+
+  def metrics(self) -> dict[str, float]:
+    """The counts, as metrics of a run."""
+    counts = {f"data/bad/{k}": float(v) for k, v in self.counts.items()}
+    return {"data/bad_records": float(self.total)} | counts
+
+
+def _explain(source: Any, index: int) -> str:
+  """What is wrong with a record, read once more for its details."""
+  if source is None:
+    return ""
+  try:
+    record = source[index]
+    captions(record)
+    decode(record.get("image"))
+  except BadRecord as bad:
+    return str(bad)
+  return ""

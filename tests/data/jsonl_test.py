@@ -1,0 +1,126 @@
+import json
+import pickle
+from concurrent import futures
+
+import pytest
+
+from aced.data import jsonl
+from aced.data.jsonl import Jsonl
+from aced.data.records import BadRecord, SourceError
+
+
+@pytest.fixture
+def write(tmp_path):
+  def write_lines(*lines, name="pairs.jsonl"):
+    text = [x if isinstance(x, str) else json.dumps(x) for x in lines]
+    path = tmp_path / name
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
+
+  (tmp_path / "0.bin").write_bytes(b"zero")
+  return write_lines
+
+
+def test_reads_fields_and_bytes(write):
+  line = {"image": "0.bin", "text": ["é", "b"], "extra": {"k": [1, None]}}
+  source = Jsonl(write(line, "", "   ", {"image": "0.bin", "text": "c"}))
+  assert len(source) == 2
+  assert source[0] == line | {"image": b"zero"}
+  assert source[1]["text"] == "c"
+  assert source.fields(0) == {k: v for k, v in line.items() if k != "image"}
+  assert repr(source).endswith("pairs.jsonl")
+  for index in (2, -1):
+    with pytest.raises(IndexError, match=f"record {index} of"):
+      source[index]
+
+
+def test_the_last_line_needs_no_end_and_a_mark_is_skipped(write):
+  path = write("")
+  path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}')
+  source = Jsonl(path)
+  assert [source.fields(i)["text"] for i in range(2)] == ["a", "b"]
+
+
+def test_fields_can_be_chosen(write):
+  line = {"file": "0.bin", "alt": "words", "name": "cat", "label": 3}
+  source = Jsonl(write(line), image="file", text="alt", label="name")
+  assert source[0] | line | {"label": "cat", "image": b"zero"} == source[0]
+  assert source[0]["text"] == "words"
+  assert Jsonl(write(line), label="label", text="alt")[0]["label"] == "3"
+  with pytest.raises(SourceError, match=r"label=nam.*mean 'name'"):
+    Jsonl(write(line), label="nam")
+
+
+@pytest.mark.parametrize(
+  ("image", "cause"),
+  [
+    (None, "missing_image"),
+    ("", "missing_image"),
+    (7, "missing_image"),
+    ("none.jpg", "missing_image"),
+    (".", "missing_image"),
+    ("0.bin/x", "missing_image"),
+    ("a\0b", "missing_image"),
+    ("x" * 300, "missing_image"),
+    ("/etc/hostname", "outside_folder"),
+    ("../0.bin", "outside_folder"),
+    ("a/../../0.bin", "outside_folder"),
+  ],
+)
+def test_pictures_that_cannot_be_had(write, image, cause):
+  source = Jsonl(write({"image": image, "text": "a"}))
+  assert isinstance(source[0]["image"], BadRecord)
+  assert source[0]["image"].cause == cause
+  assert source[0]["text"] == "a"
+
+
+def test_no_image_or_text_field(write):
+  record = Jsonl(write({"other": 1}))[0]
+  assert record["image"].cause == "missing_image"
+  assert record["text"] is None
+
+
+def test_a_huge_file_is_not_read(write, monkeypatch):
+  monkeypatch.setattr(jsonl, "MAX_IMAGE_BYTES", 3)
+  source = Jsonl(write({"image": "0.bin", "text": "a"}))
+  assert source[0]["image"].cause == "too_large"
+
+
+@pytest.mark.parametrize("bad", ['{"text": ', "[1]", '"text"', "{'a': 1}"])
+def test_malformed_lines_are_named(write, monkeypatch, bad):
+  path = write({"text": "a"}, "", bad, {"text": "b"})
+  with pytest.raises(SourceError, match=r"pairs\.jsonl, line 3: expected one"):
+    Jsonl(path)
+  # Past the part that is checked at opening, they are named when read.
+  monkeypatch.setattr(jsonl, "CHECKED_BYTES", 1)
+  source = Jsonl(path)
+  assert source.fields(2)["text"] == "b"
+  with pytest.raises(SourceError, match=r"pairs\.jsonl, line 3: expected one"):
+    source[1]
+
+
+def test_not_utf8(write):
+  path = write("")
+  path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+  with pytest.raises(SourceError, match=r"line 2: .*utf-8"):
+    Jsonl(path)
+
+
+def test_missing_and_empty(write, tmp_path):
+  path = write("", "  ")
+  with pytest.raises(SourceError, match="holds no records"):
+    Jsonl(path)
+  with pytest.raises(SourceError, match=r"cannot open .*mean 'pairs\.jsonl'"):
+    Jsonl(tmp_path / "pair.jsonl")
+  with pytest.raises(SourceError, match="cannot open"):
+    Jsonl(tmp_path / "no_folder" / "pair.jsonl")
+  with pytest.raises(SourceError, match="is a folder"):
+    Jsonl(tmp_path)
+
+
+def test_pickles_and_reads_from_threads(write):
+  path = write(*({"image": "0.bin", "text": f"t{i}"} for i in range(500)))
+  source = pickle.loads(pickle.dumps(Jsonl(path)))
+  with futures.ThreadPoolExecutor(8) as pool:
+    texts = list(pool.map(lambda i: source[i]["text"], range(500)))
+  assert texts == [f"t{i}" for i in range(500)]
