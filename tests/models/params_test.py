@@ -1,5 +1,7 @@
 """Weights in and out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -26,6 +28,11 @@ CONFIG = {
 
 def make(scan=False, seed=0):
   """Parameters; `scan` of both towers, or of (image, text)."""
+  return jax.tree.map(np.copy, drawn(scan, seed))
+
+
+@functools.cache
+def drawn(scan, seed):
   scans = scan if isinstance(scan, tuple) else (scan, scan)
   towers = {
     k: {**CONFIG[k], "scan": scanned}
@@ -33,7 +40,8 @@ def make(scan=False, seed=0):
   }
   model = build({**CONFIG, **towers})
   inputs = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 5), jnp.int32)
-  return jax.device_get(model.init(jax.random.key(seed), *inputs)["params"])
+  init = jax.jit(model.init)
+  return jax.device_get(init(jax.random.key(seed), *inputs)["params"])
 
 
 def assert_equal(a, b):

@@ -36,7 +36,8 @@ def test_sincos_positions_of_the_smallest_and_of_a_wrong_width():
 def test_initial_values_have_the_scale_of_big_vision():
   tower = ViT(width=64, depth=1, num_heads=4, patch_size=(4, 4), num_classes=32)
   image = jnp.zeros((1, 32, 32, 3))
-  flat = params.flatten(tower.init(jax.random.key(0), image)["params"])
+  init = jax.jit(tower.init)
+  flat = params.flatten(init(jax.random.key(0), image)["params"])
   block = "Transformer/encoderblock_0"
   for name, (fan_in, fan_out) in {
     f"{block}/MlpBlock_0/Dense_0/kernel": (64, 256),
@@ -70,12 +71,13 @@ def test_pool_type_none_keeps_the_tokens():
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_differs_between_scanned_layers_and_keys(remat):
   model = build(both(scan=True, dropout=0.5, remat=remat))
-  tree = model.init(jax.random.key(0), *inputs())["params"]
+  image, _ = inputs()
+  tree = jax.jit(model.init)(jax.random.key(0), image, None)["params"]
 
   @jax.jit
   def embed(key):
     rngs = {"dropout": key}
-    return model.apply({"params": tree}, *inputs(), train=True, rngs=rngs)[0]
+    return model.apply({"params": tree}, image, None, train=True, rngs=rngs)[0]
 
   first, second = embed(jax.random.key(1)), embed(jax.random.key(2))
   np.testing.assert_array_equal(first, embed(jax.random.key(1)))

@@ -1,5 +1,7 @@
 """The towers: big_vision's tree, a float64 forward pass, scan and remat."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,7 @@ def inputs(n=3, size=8, length=5, seed=0):
 def init(config, seed=0, size=8):
   model = build(config)
   image, text = inputs(size=size)
-  tree = model.init(jax.random.key(seed), image, text)["params"]
+  tree = jax.jit(model.init)(jax.random.key(seed), image, text)["params"]
   # Fresh biases are zero and norms are one, which would hide their places.
   leaves, treedef = jax.tree.flatten(tree)
   keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -63,8 +65,10 @@ def init(config, seed=0, size=8):
   )
 
 
-def apply(model, tree, *args, **kwargs):
-  return model.apply({"params": tree}, *args, **kwargs)
+def apply(model, tree, *args, train=False, rngs=None):
+  # One compilation is quicker than one of every operation.
+  run = functools.partial(model.apply, train=train)
+  return jax.jit(run)({"params": tree}, *args, rngs=rngs)
 
 
 def shapes(config, size, length):
@@ -190,12 +194,12 @@ def test_forward_pass_is_that_of_the_papers():
 
 def test_fresh_scales_are_as_asked():
   model = build(tiny(temperature_init=20.0, bias_init=-3.0))
-  tree = model.init(jax.random.key(0), *inputs())["params"]
+  tree = jax.jit(model.init)(jax.random.key(0), *inputs())["params"]
   out = apply(model, tree, *inputs())[2]
   assert float(out["t"][0]) == pytest.approx(20.0)
   assert float(out["b"][0]) == -3.0
   without = build(tiny(bias_init=None))
-  tree = without.init(jax.random.key(0), *inputs())["params"]
+  tree = jax.jit(without.init)(jax.random.key(0), *inputs())["params"]
   assert "b" not in tree and "b" not in apply(without, tree, *inputs())[2]
 
 
@@ -231,14 +235,14 @@ def test_scan_is_the_same_function():
 @pytest.mark.parametrize("remat", ["full", "dots_saveable"])
 def test_remat_keeps_values_and_gradients(remat, scan):
   plain, kept = build(both(scan=scan)), build(both(scan=scan, remat=remat))
-  tree = plain.init(jax.random.key(0), *inputs())["params"]
+  tree = jax.jit(plain.init)(jax.random.key(0), *inputs())["params"]
 
   def loss(model, tree):
     zimg, ztxt, _ = apply(model, tree, *inputs(), train=True)
     return jnp.sum(zimg * jnp.flip(ztxt, axis=0))
 
-  want = jax.value_and_grad(lambda p: loss(plain, p))(tree)
-  got = jax.value_and_grad(lambda p: loss(kept, p))(tree)
+  want = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(tree)
+  got = jax.jit(jax.value_and_grad(lambda p: loss(kept, p)))(tree)
   for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)
 
