@@ -131,20 +131,28 @@ def load_checkpoint(where: str) -> dict[str, Any]:
   import orbax.checkpoint as ocp
 
   folder, step = find_checkpoint(where)
-  item = folder / str(step) / "state"
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.metadata(item).item_metadata.tree
+  with ocp.CheckpointManager(
+    folder,
+    item_handlers={
+      "state": ocp.PyTreeCheckpointHandler(),
+      "metadata": ocp.JsonCheckpointHandler(),
+    },
+    options=ocp.CheckpointManagerOptions(create=False),
+  ) as manager:
+    tree = manager.item_metadata(step)["state"].tree
     wanted = {"params": tree["params"]}
-    restored = checkpointer.restore(
-      item,
-      args=ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-        ),
-        partial_restore=True,
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          item=wanted,
+          restore_args=jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+          ),
+          partial_restore=True,
+        )
       ),
-    )
+    )["state"]
   params = restored["params"]
   # Linear maps of feature distillation belong to the loss, not to the model.
   return {k: v for k, v in params.items() if k != "projections"}

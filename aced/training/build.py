@@ -220,24 +220,24 @@ def build(config: Mapping[str, Any]) -> Run:
     optimizer=make_optimizer(config, len(source), total_steps),
     recipe=recipe,
     total_steps=total_steps,
-    costs=step_costs(config, recipe, tokenizer),
+    costs=step_costs(config),
   )
 
 
-def model_config(config: ConfigDict, tokenizer: Any) -> dict[str, Any]:
-  """A model's table as `models.build` takes it; the vocabulary filled in."""
+def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
+  """A model's table as `models.build` takes it, the vocabulary filled in."""
   table = {
     k: v.to_dict() if isinstance(v, ConfigDict) else v
     for k, v in config.items()
     if k != "init" and (k == "bias_init" or v not in ((), ""))
   }
-  table["text"].setdefault("vocab_size", tokenizer.vocab_size)
+  table["text"].setdefault("vocab_size", vocab_size)
   return table
 
 
 def build_model(config: ConfigDict, tokenizer: Any) -> nn.Module:
   """The model of one table of the config."""
-  return models.build(model_config(config, tokenizer))
+  return models.build(model_config(config, tokenizer.vocab_size))
 
 
 def make_transform(config: ConfigDict, *, train: bool = True) -> Any:
@@ -308,21 +308,18 @@ def _weights(name, where, init):
   return params_lib.merge(params_lib.load(where), jax.eval_shape(init, rng))
 
 
-def step_costs(
-  config: ConfigDict, recipe: Recipe, tokenizer: Any
-) -> ledger.Ledger:
-  """FLOPs of a step of this config."""
+def step_costs(config: ConfigDict) -> ledger.Ledger:
+  """FLOPs of a step of a resolved config."""
+  size, length = config.input.image_size, config.input.text_length
+  recipe = Recipe.from_config(config)
 
   def count(table):
-    cost = models.count(
-      model_config(table, tokenizer),
-      config.input.image_size,
-      config.input.text_length,
-    )
-    return cost
+    # The vocabulary has no part in the cost: looking up is no product.
+    table = model_config(table, vocab_size=1)
+    return models.count(table, size, length)
 
-  frozen = {name: count(config.frozen[name]) for name in recipe.frozen}
   student = count(config.student)
+  frozen = {name: count(config.frozen[name]) for name in recipe.frozen}
   return ledger.count(
     recipe,
     student.macs,

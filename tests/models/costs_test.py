@@ -47,7 +47,7 @@ def test_macs_are_half_of_xlas_flops():
   model = build(config)
   image = jnp.zeros((1, 32, 32, 3))
   text = jnp.zeros((1, 16), jnp.int32)
-  tree = model.init(jax.random.key(0), image, text)["params"]
+  tree = shapes(config, 32, 16)
   compiled = (
     jax.jit(lambda p: model.apply({"params": p}, image, text)[:2])
     .lower(tree)

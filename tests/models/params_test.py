@@ -1,47 +1,21 @@
 """Weights in and out."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from aced.models import build, params
+from aced.models import params
 from aced.models.params import ParamsError
-
-CONFIG = {
-  "image": {
-    "width": 8,
-    "depth": 3,
-    "num_heads": 2,
-    "patch_size": (4, 4),
-    "pool_type": "map",
-  },
-  "text": {"width": 8, "depth": 2, "num_heads": 2, "vocab_size": 11},
-  "out_dim": (None, 8),
-  "bias_init": -10.0,
-}
+from tests.models.two_towers_test import draw, shapes, tiny
 
 
 def make(scan=False, seed=0):
-  """Parameters; `scan` of both towers, or of (image, text)."""
-  return jax.tree.map(np.copy, drawn(scan, seed))
-
-
-@functools.cache
-def drawn(scan, seed):
-  scans = scan if isinstance(scan, tuple) else (scan, scan)
-  towers = {
-    k: {**CONFIG[k], "scan": scanned}
-    for k, scanned in zip(("image", "text"), scans, strict=True)
-  }
-  model = build({**CONFIG, **towers})
-  inputs = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 5), jnp.int32)
-  init = jax.jit(model.init)
-  return jax.device_get(init(jax.random.key(seed), *inputs)["params"])
+  """Parameters of a tiny pair; `scan` of both towers, or of (image, text)."""
+  image, text = scan if isinstance(scan, tuple) else (scan, scan)
+  config = tiny(image__depth=3, image__scan=image, text__scan=text)
+  return draw(shapes(config, 8, 5), seed)
 
 
 def assert_equal(a, b):
@@ -131,7 +105,6 @@ def test_merge_converts_between_stacked_and_apart():
 @pytest.mark.parametrize("given", [(True, False), (False, True)])
 @pytest.mark.parametrize("like", [(True, False), (False, True), (True, True)])
 def test_merge_converts_each_tower_by_itself(given, like):
-  # Initialisation draws a scanned layer otherwise, so values come from one.
   apart = make()
   layouts = {True: params.stack_layers, False: params.unstack_layers}
 

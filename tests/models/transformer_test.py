@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aced.models import ViT, build, params, transformer
-from tests.models.two_towers_test import both, inputs, tiny
+from tests.models.two_towers_test import both, draw, inputs, shapes, tiny
 
 
 def test_sincos_positions_are_those_of_the_paper():
@@ -36,8 +36,7 @@ def test_sincos_positions_of_the_smallest_and_of_a_wrong_width():
 def test_initial_values_have_the_scale_of_big_vision():
   tower = ViT(width=64, depth=1, num_heads=4, patch_size=(4, 4), num_classes=32)
   image = jnp.zeros((1, 32, 32, 3))
-  init = jax.jit(tower.init)
-  flat = params.flatten(init(jax.random.key(0), image)["params"])
+  flat = params.flatten(tower.init(jax.random.key(0), image)["params"])
   block = "Transformer/encoderblock_0"
   for name, (fan_in, fan_out) in {
     f"{block}/MlpBlock_0/Dense_0/kernel": (64, 256),
@@ -60,10 +59,10 @@ def test_initial_values_have_the_scale_of_big_vision():
 
 
 def test_pool_type_none_keeps_the_tokens():
-  tower = ViT(
-    width=8, depth=1, num_heads=2, patch_size=(4, 4), pool_type="none"
-  )
-  tokens, out = tower.init_with_output(jax.random.key(0), inputs()[0])[0]
+  fields = {"width": 8, "depth": 1, "num_heads": 2, "patch_size": (4, 4)}
+  tower, image = ViT(**fields, pool_type="none"), inputs()[0]
+  tree = draw(jax.eval_shape(tower.init, jax.random.key(0), image)["params"])
+  tokens, out = tower.apply({"params": tree}, image)
   assert tokens.shape == (3, 4, 8)
   np.testing.assert_array_equal(tokens, out["encoded"])
 
@@ -72,7 +71,7 @@ def test_pool_type_none_keeps_the_tokens():
 def test_dropout_differs_between_scanned_layers_and_keys(remat):
   model = build(both(scan=True, dropout=0.5, remat=remat))
   image, _ = inputs()
-  tree = jax.jit(model.init)(jax.random.key(0), image, None)["params"]
+  tree = draw(shapes(both(scan=True), 8, 5))
 
   @jax.jit
   def embed(key):
@@ -93,5 +92,6 @@ def test_pixels_of_another_dtype_are_refused():
 def test_unknown_choices_are_refused_without_build_too():
   fields = {"width": 8, "depth": 1, "num_heads": 2, "patch_size": (4, 4)}
   for wrong in ("pool_type", "posemb", "remat"):
+    tower = ViT(**fields, **{wrong: "odd"})
     with pytest.raises(ValueError, match=f"{wrong}='odd' is not known"):
-      ViT(**fields, **{wrong: "odd"}).init(jax.random.key(0), inputs()[0])
+      jax.eval_shape(tower.init, jax.random.key(0), inputs()[0])
