@@ -3,10 +3,17 @@
 import os
 import pathlib
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+# Set before jax is imported, and handed to the programs that tests start.
+# Most of the time of a test is XLA's, so it optimises little.
+os.environ |= {
+  "JAX_PLATFORMS": "cpu",
+  "XLA_FLAGS": (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0"
+  ),
+}
 
 import jax
 import numpy as np
@@ -18,8 +25,6 @@ from aced.embeddings import Embeddings
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Worker processes of grain read absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

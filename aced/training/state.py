@@ -75,7 +75,11 @@ def create(
       rng=jax.random.key_data(run_rng),
     )
 
-  return jax.jit(build, out_shardings=shardings(build, mesh, rules))()
+  jitted = jax.jit(build, out_shardings=shardings(build, mesh, rules))
+  # It runs once: on a CPU, optimising it takes longer than running it does.
+  cpu = mesh.devices.flat[0].platform == "cpu"
+  options = {"xla_backend_optimization_level": 0} if cpu else None
+  return jitted.lower().compile(compiler_options=options)()
 
 
 def shardings(build, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Any:
