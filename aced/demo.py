@@ -139,7 +139,9 @@ def plot(workdir: pathlib.Path, path: pathlib.Path) -> None:
   for axis, (key, title) in zip(axes, panels, strict=True):
     for color, (name, method) in enumerate(METHODS.items()):
       steps, mean, least, most = _curve(workdir / name, key)
-      axis.plot(steps, mean, color=f"C{color}", label=method.label)
+      # IID and Softmax-KD read the same pairs: dashes let both be seen.
+      style = "--" if name == "softmax_kd" else "-"
+      axis.plot(steps, mean, style, color=f"C{color}", label=method.label)
       axis.fill_between(steps, least, most, color=f"C{color}", alpha=0.15, lw=0)
     axis.set(title=title, xlabel="step", ylim=(0, None))
     axis.title.set_size(10)

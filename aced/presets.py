@@ -152,6 +152,7 @@ def _evaluate(config, size):
   config.evals.zero_shot = {
     "type": "zero_shot",
     "source": f"synthetic:classes?size={size}",
+    "templates": ("a photo of a {}.", "a picture of a {}.", "{}"),
   }
   config.evals.retrieval = {
     "type": "retrieval",

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from aced import config as config_lib
 from aced.config import ConfigError
@@ -220,3 +221,49 @@ def test_the_command_names_what_is_wrong(repository, tmp_path, flag, message):
   assert code != 0
   assert message in text
   assert not pathlib.Path(tmp_path, "w").exists()
+
+
+def write_pairs(folder, count, broken):
+  """A JSONL file of coloured pictures, `broken` of them cut short."""
+  folder.mkdir()
+  lines = []
+  for k in range(count):
+    pixels = np.full((40, 40, 3), (k * 37 % 256, k * 91 % 256, 128), np.uint8)
+    Image.fromarray(pixels).save(folder / f"{k}.png")
+    if k in broken:
+      data = (folder / f"{k}.png").read_bytes()
+      (folder / f"{k}.png").write_bytes(data[: len(data) // 2])
+    lines.append({"image": f"{k}.png", "text": f"colour number {k}"})
+  lines[5]["text"] = ""
+  path = folder / "pairs.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return path
+
+
+def test_records_that_cannot_be_read_are_masked_counted_and_named(
+  repository, tmp_path, caplog
+):
+  path = write_pairs(tmp_path / "data", 80, broken=range(10, 22))
+  config = smoke(repository, total_steps=2, input__source=str(path))
+  with caplog.at_level("WARNING", logger="absl"):
+    train(config, tmp_path / "run")
+  lines = read_jsonl(tmp_path / "run" / METRICS_FILE)
+  for step, line in enumerate(lines, start=1):
+    # Every super-batch is one epoch of the 80 records, 13 of them no use.
+    assert line["data/masked"] == pytest.approx(13 / 80)
+    assert line["data/bad/damaged_image"] == 12 * step
+    assert line["data/bad/empty_caption"] == step
+    assert np.isfinite(line["loss"])
+  named = [r.getMessage() for r in caplog.records if "masked" in r.getMessage()]
+  assert len(named) == 2  # One line a cause, not one a record.
+  assert any("damaged_image" in text and str(path) in text for text in named)
+
+
+def test_an_evaluator_without_a_source_is_off(repository, tmp_path):
+  config = config_lib.to_plain(load(repository, "iid").get_config("smoke"))
+  config["total_steps"] = 1
+  config["evals"]["zero_shot"]["source"] = ""
+  config["log"] |= {"progress": False, "report": False}
+  scores = train(config, tmp_path)
+  assert not [name for name in scores if "zero_shot" in name]
+  assert "eval/retrieval/mean/R@1" in scores

@@ -94,11 +94,12 @@ class Run:
     )
 
   def evaluators(self) -> list[evaluation.Evaluator]:
-    """The evaluators of `config.evals`."""
+    """The evaluators of `config.evals`; an empty source turns one off."""
     transform = make_transform(self.config.input, train=False)
     return [
       evaluation.build(name, table.to_dict(), self.tokenizer, transform)
       for name, table in self.config.evals.items()
+      if table.get("source") != ""
     ]
 
   def metadata(self, step: int) -> dict[str, Any]:
@@ -113,29 +114,30 @@ class Run:
 
   def init_state(self) -> state.TrainState:
     """The state before the first step, on the devices."""
+    where = self.config.student.init
+    given = None
+    if where:
+      like = jax.eval_shape(self._init_student, jax.random.key(0))
+      given = params_lib.merge(params_lib.load(where), like)
     return state.create(
       self.init_params,
       self.optimizer,
       seed=self.config.seed,
       mesh=self.mesh,
       rules=self.config.sharding,
+      given=given,
     )
 
   def init_params(self, rng: jax.Array) -> Any:
-    """Parameters of the student, loaded where `init` says so, and of losses."""
-    size, length = self.config.input.image_size, self.config.input.text_length
+    """Random parameters of the student, and of the losses that have any."""
     student_rng, maps_rng = jax.random.split(rng)
-    init = functools.partial(
-      state.init_params, self.student, image_size=size, text_length=length
-    )
-    if self.config.student.init:
-      like = jax.eval_shape(init, student_rng)
-      where = self.config.student.init
-      params = params_lib.merge(params_lib.load(where), like)
-    else:
-      params = init(student_rng)
+    params = self._init_student(student_rng)
     maps = self._projections(maps_rng)
     return {**params, state.PROJECTIONS: maps} if maps else params
+
+  def _init_student(self, rng):
+    size, length = self.config.input.image_size, self.config.input.text_length
+    return state.init_params(self.student, rng, size, length)
 
   def train_step(self):
     """The step, jitted; it takes over the buffers of the state."""

@@ -100,14 +100,23 @@ class Checkpoints:
     )
     return restored["metadata"]
 
-  def restore(self, step: int, like: TrainState) -> TrainState:
+  def restore(
+    self, step: int, like: TrainState, frozen: Mapping[str, str] | None = None
+  ) -> TrainState:
     """Restores a state with the shapes, dtypes and shardings of `like`.
+
+    Args:
+      step: of the checkpoint.
+      like: a state of the run that goes on.
+      frozen: name -> fingerprint of its frozen models.
 
     Raises:
       CheckpointError: listing every array that is missing, extra or of
-        another shape.
+        another shape; or naming the frozen models that are not those it was
+        trained with.
     """
     self._check(step, like)
+    self._check_frozen(step, frozen or {})
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       like,
@@ -130,6 +139,17 @@ class Checkpoints:
         f" fit this config:\n{problems}\nUse the config it was trained with, or"
         " another workdir."
       )
+
+  def _check_frozen(self, step, frozen):
+    saved = self.metadata(step).get("frozen", {})
+    for name in sorted({*saved, *frozen}):
+      if saved.get(name) != frozen.get(name):
+        raise CheckpointError(
+          f"frozen.{name} has the fingerprint {frozen.get(name)}, and the"
+          f" checkpoint at step {step} in {self._manager.directory} was trained"
+          f" with {saved.get(name)}; give it the weights it had, or choose"
+          " another workdir."
+        )
 
 
 def _shapes(tree):

@@ -53,6 +53,7 @@ def create(
   seed: int,
   mesh: jax.sharding.Mesh,
   rules: sharding.Rules,
+  given: Any = None,
 ) -> TrainState:
   """Builds the first state, each array made where it will live.
 
@@ -63,11 +64,14 @@ def create(
     mesh: from `sharding.make_mesh`.
     rules: `(regex, strategy)` for the parameters; the optimiser's moments
       follow them, since their names end in the parameters' names.
+    given: parameters that take the place of those of the same name at the top
+      of the tree, such as loaded ones.
   """
+  given = given or {}
 
-  def build():
+  def build(given):
     init_rng, run_rng = jax.random.split(jax.random.key(seed))
-    params = init(init_rng)
+    params = {**init(init_rng), **given}
     return TrainState(
       step=jnp.int32(0),
       params=params,
@@ -75,11 +79,12 @@ def create(
       rng=jax.random.key_data(run_rng),
     )
 
-  jitted = jax.jit(build, out_shardings=shardings(build, mesh, rules))
+  where = shardings(lambda: build(given), mesh, rules)
+  jitted = jax.jit(build, out_shardings=where)
   # It runs once: on a CPU, optimising it takes longer than running it does.
   cpu = mesh.devices.flat[0].platform == "cpu"
   options = {"xla_backend_optimization_level": 0} if cpu else None
-  return jitted.lower().compile(compiler_options=options)()
+  return jitted.lower(given).compile(compiler_options=options)(given)
 
 
 def shardings(build, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Any:

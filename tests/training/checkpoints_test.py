@@ -73,3 +73,15 @@ def test_a_checkpoint_of_other_shapes_lists_what_differs(tmp_path):
     ) as e:
       checkpoints.restore(1, setup.init())
   assert "of another shape" in str(e.value)
+
+
+def test_other_frozen_weights_are_refused(tmp_path):
+  state = stepped(Setup(METHODS["iid"]).init(), 1)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(state, {"frozen": {"reference": "abc"}})
+    checkpoints.wait()
+    checkpoints.restore(1, state, {"reference": "abc"})
+    with pytest.raises(CheckpointError, match="frozen.reference has .* xyz"):
+      checkpoints.restore(1, state, {"reference": "xyz"})
+    with pytest.raises(CheckpointError, match="was trained with abc"):
+      checkpoints.restore(1, state, {})
