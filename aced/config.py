@@ -81,7 +81,6 @@ def default() -> ConfigDict:
 
   config.log = ConfigDict()
   config.log.update(durations("every", percent=True))
-  config.log.every_steps = 10
   config.log.trackers = ()  # Beside JSON lines: "tensorboard", "wandb".
   config.log.progress = True  # The progress bar.
   config.log.report = True  # The start-up report.
@@ -165,6 +164,7 @@ def steps(
   data_size: int,
   total_steps: int | None = None,
   default: int | None = None,
+  where: str = "",
 ) -> int:
   """Reads a duration in steps, whatever unit it was given in.
 
@@ -175,18 +175,20 @@ def steps(
     data_size: examples in an epoch.
     total_steps: what a percentage is of.
     default: returned where no key is set.
+    where: of the config, for messages, such as "log.".
 
   Raises:
     ConfigError: more than one key is set, or none and there is no default.
   """
-  keys = [f"{prefix}_{unit}" for unit in DURATIONS]
+  keys = [f"{prefix}_{u}" for u in DURATIONS[: 3 if prefix == "total" else 4]]
   given = {k: config[k] for k in keys if config.get(k) is not None}
   if not given and default is not None:
     return default
   if len(given) != 1:
     raise ConfigError(
-      f"exactly one of {', '.join(keys)} must be set; got"
-      f" {given if given else 'none of them'}."
+      f"exactly one of {', '.join(where + k for k in keys)} must be set; got"
+      f" {given if given else 'none of them'}. To give a duration in another"
+      " unit, set the one that stands there to None."
     )
   ((key, value),) = given.items()
   per_step = {
@@ -211,6 +213,7 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
   with resolved.unlocked():
     _merge(resolved, config)
   _check_choices(resolved)
+  _check_ranges(resolved)
   try:
     super_batch = loaded_size(resolved)
     check_sizes(
@@ -339,6 +342,38 @@ def _check_choices(config):
         f"config.{key}={value!r} is not known; it is one of"
         f" {', '.join(known)}.{did_you_mean(value, known)}"
       )
+
+
+def _check_ranges(config):
+  """Numbers that no run can have."""
+  positive = {"batch_size", "curation.num_chunks", "checkpoint.keep_last"}
+  positive |= {"optimizer.learning_rate", "input.image_size", "input.prefetch"}
+  not_negative = {"seed", "curation.temperature", "distillation.weight"}
+  not_negative |= {"optimizer.weight_decay", "optimizer.clip"}
+  not_negative |= {"scoring.microbatch", "input.num_workers"}
+  flat = flatten(config)
+  for key in sorted(positive | not_negative):
+    least = "above 0" if key in positive else "0 or more"
+    if flat[key] < 0 or (flat[key] == 0 and key in positive):
+      raise ConfigError(f"config.{key}={flat[key]} must be {least}.")
+  for name, weight in config.distillation.teachers.items():
+    if not isinstance(weight, int | float) or weight < 0:
+      raise ConfigError(
+        f"config.distillation.teachers.{name}={weight!r} must be its weight, a"
+        " number of 0 or more."
+      )
+  if config.distillation.batch == "iid" and config.curation.method == "uniform":
+    raise ConfigError(
+      "config.distillation.batch='iid' needs curation: without it every batch"
+      " is an IID one; set it to 'curated'."
+    )
+  best = config.checkpoint.best
+  if best and best.removeprefix("eval/").split("/")[0] not in config.evals:
+    raise ConfigError(
+      f"config.checkpoint.best={best!r} names none of config.evals"
+      f" ({', '.join(config.evals) or 'empty'}); expected such as"
+      " 'eval/retrieval/mean/R@1'."
+    )
 
 
 def _check_roles(config):

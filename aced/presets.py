@@ -47,7 +47,9 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
         f" {', '.join(known)}.{config_lib.did_you_mean(word, known)}"
       )
   config = config_lib.default()
-  return Preset(config, variant, SIZES[size](config))
+  # `init` is there to be set on the command line.
+  reference = {"init": "", **SIZES[size](config)}
+  return Preset(config, variant, reference)
 
 
 def _paper(config):
@@ -90,7 +92,7 @@ def _demo(config):
   config.batch_size = 64
   config.total_steps = 300
   config.input.update(
-    source="synthetic:train?size=20000&noise=0.6", text_length=16
+    source="synthetic:train?size=20000&noise=0.6", text_length=80
   )
   config.student.update(_tiny(8, 64, 2, 2))
   config.curation.num_chunks = 8

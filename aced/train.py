@@ -49,7 +49,8 @@ def train(
   """
   run, where = build(config), pathlib.Path(where)
   evaluate = make_evaluate(run)
-  for line in workdir.claim(where, run.config):
+  first = jax.process_index() == 0
+  for line in workdir.claim(where, run.config, write=first):
     say(f"changed since this run began: {line}")
   policy = run.config.checkpoint
   with contextlib.ExitStack() as stack:
@@ -79,23 +80,24 @@ def loop(
 ) -> dict[str, float]:
   """Steps from `start` to the end; logs, evaluates and saves on the way."""
   bad, scores = BadRecords(run.source), {}
-  save_every, eval_every = run.every("checkpoint"), run.every("eval")
+  if start:
+    bad.counts.update(checkpoints.metadata(start)["bad_records"])
+  save_every, eval_every = run.every["checkpoint"], run.every["eval"]
   with run.batches(start) as batches, make_progress(run, start) as progress:
     batch, info = next(batches)
-    step_fn = run.train_step().lower(state, run.frozen, batch).compile()
+    step_fn = run.train_step(state).lower(state, run.frozen, batch).compile()
     if run.config.log.report:
       say(startup.report(run, state, batch, step_fn))
     watch = Watch(
       tracker,
       progress,
-      every=run.every("log"),
-      host_metrics=lambda: batches.metrics() | bad.metrics(),
+      every=run.every["log"],
       saved=checkpoints.latest,
     )
     for step in range(start + 1, run.total_steps + 1):
       bad.update(info)
       state, metrics = step_fn(state, run.frozen, batch)
-      watch.push(step, metrics)
+      watch.push(step, metrics, bad.metrics() | batches.metrics())
       last = step == run.total_steps
       if not last:
         batch, info = next(batches)
@@ -108,9 +110,8 @@ def loop(
         progress.write(summary(step, scores))
       if last or step % save_every == 0 or (evaluates and checkpoints.best):
         watch.flush()
-        checkpoints.save(
-          state, run.metadata(step), scores if evaluates else None
-        )
+        metadata = run.metadata(step) | {"bad_records": dict(bad.counts)}
+        checkpoints.save(state, metadata, scores if evaluates else None)
   return scores
 
 
@@ -134,7 +135,7 @@ def make_progress(run: Run, start: int) -> Progress:
     run.total_steps,
     start,
     run.config.name,
-    run.config.log.progress,
+    run.config.log.progress and jax.process_index() == 0,
     batch_size=run.recipe.batch_size,
   )
 

@@ -77,6 +77,14 @@ def test_every_config_says_its_command(repository):
     (curated(curation__reference="referenc"), "Did you mean 'reference'"),
     (curated(frozen__refrence={}), "is neither the reference nor a teacher"),
     (curated(frozen__reference={"int": "x"}), "frozen.reference.int is not"),
+    (curated(curation__temperature=-1.0), "temperature=-1.0 must be 0 or more"),
+    ({"checkpoint": {"keep_last": 0}}, "keep_last=0 must be above 0"),
+    ({"checkpoint": {"best": "eval/nope/R@1"}}, "names none of config.evals"),
+    ({"distillation": {"batch": "iid"}}, "needs curation"),
+    (
+      curated(distillation={"weight": 1.0, "teachers": {"reference": "x"}}),
+      "teachers.reference='x' must be its weight",
+    ),
     (
       {"batch_size": 8, "distillation": {"weight": 1.0}},
       "needs a teacher",

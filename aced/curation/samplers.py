@@ -282,12 +282,13 @@ def _mean(x, mask):
 
 def _selection(chunks, stats):
   """Joins `(num_chunks, m)` indices and stats into a `Selection`."""
+  drew = stats.mask.any(axis=1)  # A chunk that found nothing has no means.
   return Selection(
     indices=chunks.reshape(-1).astype(jnp.int32),
     scores=stats.scores.reshape(-1),
     mask=stats.mask.reshape(-1),
-    kept_score=stats.kept.mean(),
-    pool_score=stats.pool.mean(),
-    pool_spread=stats.spread.mean(),
+    kept_score=_mean(stats.kept, drew),
+    pool_score=_mean(stats.pool, drew),
+    pool_spread=_mean(stats.spread, drew),
     effective_sample_size=stats.effective,
   )

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aced.embeddings import Embeddings, logits
+from aced.embeddings import PRECISION, Embeddings, logits
 
 # Signs with which each model's loss enters a score: (student, reference).
 SCORES = {
@@ -72,7 +72,11 @@ def signed_models(
 def pair_logits(model: Embeddings) -> jax.Array:
   """Logits `l_ii` of every pair with itself, `(n,)` float32."""
   similarity = jnp.einsum(
-    "nd,nd->n", model.zimg, model.ztxt, preferred_element_type=jnp.float32
+    "nd,nd->n",
+    model.zimg,
+    model.ztxt,
+    precision=PRECISION,
+    preferred_element_type=jnp.float32,
   )
   return jnp.float32(model.t) * similarity + jnp.float32(model.b)
 

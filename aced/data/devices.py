@@ -82,7 +82,7 @@ class DeviceBatches:
     then, waited = self._since
     self._since = (now, self.seconds_waited)
     share = (self.seconds_waited - waited) / max(now - then, 1e-9)
-    return {"data/waiting": share}
+    return {"time/waiting": share}
 
   def close(self) -> None:
     """Stops reading ahead, and closes the host iterator."""

@@ -76,6 +76,8 @@ class Jsonl(Source):
 
   def __getitem__(self, index):
     record = self._record(index)
+    if isinstance(record.get("image"), BadRecord):
+      return record
     return record | {"image": self._read_image(record.get(self.image))}
 
   def fields(self, index):
@@ -85,7 +87,14 @@ class Jsonl(Source):
     return record
 
   def _record(self, index) -> Record:
-    record = self._parse(self._check(index))
+    try:
+      record = self._parse(self._check(index))
+    except SourceError as error:
+      # Beyond what was checked at the start: it must not end a long run.
+      return {
+        "image": BadRecord("bad_line", str(error)),
+        "text": "(unreadable)",
+      }
     record["text"] = record.get(self.text)
     if self.label is not None and self.label in record:
       record["label"] = str(record[self.label])

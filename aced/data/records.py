@@ -20,6 +20,7 @@ CAUSES = {
   "too_small": 7,
   "empty_caption": 8,
   "caption_not_text": 9,
+  "bad_line": 10,
 }
 CAUSE_NAMES = {code: name for name, code in CAUSES.items()}
 

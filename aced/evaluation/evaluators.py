@@ -290,7 +290,7 @@ def _field(source, field, types, user, limit=None):
   """Reads one field of every record, or the first ones; all must have it."""
   values = []
   for index in range(len(source))[:limit]:
-    record = source[index]
+    record = source.fields(index)
     if not isinstance(record.get(field), types):
       raise ValueError(
         f"{user} needs a {field!r} in every record, and record {index} of"

@@ -23,6 +23,8 @@ from aced.training.step import Recipe, TrainStep, embed
 
 # `init` of a frozen model that was never trained, for trying things out.
 RANDOM = "random"
+# Steps between two events where the config does not say; None is the whole run.
+EVERY = {"log": 10, "eval": None, "checkpoint": 1000}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +44,7 @@ class Run:
     optimizer: the optimiser.
     recipe: the method, as static values.
     total_steps: of the run.
+    every: steps between two events: "log", "eval" and "checkpoint".
     costs: FLOPs of a step.
   """
 
@@ -57,18 +60,8 @@ class Run:
   optimizer: optax.GradientTransformation
   recipe: Recipe
   total_steps: int
+  every: Mapping[str, int]
   costs: ledger.Ledger
-
-  def every(self, section: str) -> int:
-    """Steps between two events of `config.<section>`; never, if unset."""
-    return config_lib.steps(
-      "every",
-      self.config[section],
-      batch_size=self.recipe.batch_size,
-      data_size=len(self.source),
-      total_steps=self.total_steps,
-      default=self.total_steps,
-    )
 
   def batches(self, start: int) -> devices.DeviceBatches:
     """Super-batches on the devices, from step `start` on."""
@@ -139,8 +132,12 @@ class Run:
     size, length = self.config.input.image_size, self.config.input.text_length
     return state.init_params(self.student, rng, size, length)
 
-  def train_step(self):
-    """The step, jitted; it takes over the buffers of the state."""
+  def train_step(self, state_like: state.TrainState) -> Any:
+    """The step, jitted; it takes over the buffers of the state.
+
+    The state comes out sharded as it went in. Left to itself, XLA may split a
+    bias along with its kernel, and the next step would not take it.
+    """
     step = TrainStep(
       self.student,
       self.frozen_models,
@@ -148,7 +145,8 @@ class Run:
       self.recipe,
       self.mesh,
     )
-    return jax.jit(step, donate_argnums=0)
+    shardings = jax.tree.map(lambda x: x.sharding, state_like)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
   def widths(self, model: nn.Module) -> tuple[int, int]:
     """Widths of a model's image and text embeddings."""
@@ -222,6 +220,18 @@ def build(config: Mapping[str, Any]) -> Run:
     optimizer=make_optimizer(config, len(source), total_steps),
     recipe=recipe,
     total_steps=total_steps,
+    every={
+      section: config_lib.steps(
+        "every",
+        config[section],
+        batch_size=recipe.batch_size,
+        data_size=len(source),
+        total_steps=total_steps,
+        default=default or total_steps,
+        where=f"{section}.",
+      )
+      for section, default in EVERY.items()
+    },
     costs=step_costs(config),
   )
 

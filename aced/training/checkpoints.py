@@ -38,11 +38,15 @@ class Checkpoints:
     self, workdir: str | pathlib.Path, *, keep_last: int = 1, best: str = ""
   ):
     self.best = best
+
+    def value(metrics):
+      return (metrics or {}).get(best, float("-inf"))
+
     policies = [preservation_policy.LatestN(max(keep_last, 1))]
     if best:
       policies.append(
         preservation_policy.BestN(
-          get_metric_fn=lambda metrics: metrics[best],
+          get_metric_fn=value,
           n=1,
           keep_checkpoints_without_metrics=False,
         )
@@ -55,7 +59,9 @@ class Checkpoints:
       },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        enable_async_checkpointing=True,
+        # Without it Orbax does not write the metrics, and a run that goes on
+        # would forget which of its checkpoints was the best.
+        best_fn=value if best else None,
       ),
     )
 

@@ -344,7 +344,10 @@ def data_metrics(
   batch: Batch, learnt: Batch, selection: curation.Selection | None
 ) -> dict[str, jax.Array]:
   """What was in the super-batch, and what curation made of it."""
-  metrics = {"data/masked": (~batch["_mask"]).mean()}
+  metrics = {
+    "data/masked": (~batch["_mask"]).mean(),
+    "data/masked_trained": (~learnt["_mask"]).mean(),
+  }
   if selection is not None:
     effective = selection.effective_sample_size
     metrics |= {

@@ -27,6 +27,10 @@ class Diverged(ArithmeticError):
     )
 
 
+class NoData(ValueError):
+  """A super-batch without a single pair that can be used."""
+
+
 class Watch:
   """Takes the metrics of every step, one step late.
 
@@ -37,26 +41,34 @@ class Watch:
     tracker: where metrics go, every `every` steps.
     progress: the progress bar.
     every: steps between two logged lines.
-    host_metrics: called for metrics of the host when a line is logged.
     saved: called for the step of the last good checkpoint.
   """
 
-  def __init__(self, tracker, progress, *, every, host_metrics, saved):
+  def __init__(self, tracker, progress, *, every, saved):
     self._tracker = tracker
     self._progress = progress
     self._every = every
-    self._host_metrics = host_metrics
     self._saved = saved
-    self._pending: tuple[int, Any] | None = None
+    self._pending: tuple[int, Any, Mapping[str, float]] | None = None
 
-  def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+  def push(
+    self,
+    step: int,
+    metrics: Mapping[str, jax.Array],
+    host_metrics: Mapping[str, float] | None = None,
+  ) -> None:
     """Takes the metrics of step `step`, and deals with those before it.
+
+    Args:
+      step: its number.
+      metrics: of the step, on the devices and perhaps not there yet.
+      host_metrics: of the host, as they are now.
 
     Raises:
       Diverged: the step before was not finite.
     """
     self.flush()
-    self._pending = (step, metrics)
+    self._pending = (step, metrics, dict(host_metrics or {}))
 
   def flush(self) -> None:
     """Deals with the metrics that were pushed last.
@@ -66,13 +78,24 @@ class Watch:
     """
     if self._pending is None:
       return
-    step, metrics = self._pending
+    step, metrics, host_metrics = self._pending
     self._pending = None
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    check_data(step, metrics)
     check_finite(step, metrics, self._saved())
     self._progress.update(step, metrics)
     if step % self._every == 0:
-      self._tracker.log(step, metrics | self._host_metrics())
+      self._tracker.log(step, metrics | host_metrics)
+
+
+def check_data(step: int, metrics: Mapping[str, float]) -> None:
+  """Raises `NoData` if none of the pairs of a step could be used."""
+  if metrics.get("data/masked") == 1.0:
+    raise NoData(
+      f"step {step}: none of the pairs of the super-batch could be used; the"
+      " log names the first record of each cause. Check the source's pictures and"
+      " captions, and the names of its fields."
+    )
 
 
 def check_finite(

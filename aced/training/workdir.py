@@ -10,6 +10,8 @@ from typing import Any
 from aced import config as config_lib
 
 FILE = "config.json"
+# What a run writes beside it; without it, they are somebody else's.
+FOREIGN = ("metrics.jsonl", "checkpoints")
 # Keys that change how a run is carried out and not what comes out of it.
 HARMLESS = re.compile(
   r"(log|eval|evals|checkpoint|mesh|sharding|frozen_sharding|name)(\..*)?"
@@ -40,6 +42,12 @@ def claim(
   path = pathlib.Path(where) / FILE
   flat = config_lib.flatten(config)
   if not path.exists():
+    left = [n for n in FOREIGN if (path.parent / n).exists()]
+    if left:
+      raise WorkdirError(
+        f"{where} holds {' and '.join(left)} but no {FILE} that would say of"
+        " which run; choose another --workdir, or move them away."
+      )
     if write:
       write_json(path, flat)
     return []

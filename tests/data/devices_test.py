@@ -127,11 +127,11 @@ def test_waiting_is_measured():
     next(batches)
     # Two sleeps less what it takes to get here; a loaded machine adds to it.
     assert batches.seconds_waited > 0.1
-    share = batches.metrics()["data/waiting"]
+    share = batches.metrics()["time/waiting"]
     assert 0.3 < share <= 1
     time.sleep(0.3)
     next(batches)
-    assert batches.metrics()["data/waiting"] < 0.5
+    assert batches.metrics()["time/waiting"] < 0.5
 
 
 def test_refuses_no_depth():

@@ -91,12 +91,13 @@ def test_malformed_lines_are_named(write, monkeypatch, bad):
   path = write({"text": "a"}, "", bad, {"text": "b"})
   with pytest.raises(SourceError, match=r"pairs\.jsonl, line 3: expected one"):
     Jsonl(path)
-  # Past the part that is checked at opening, they are named when read.
+  # Past the part that is checked at opening, they are masked when read.
   monkeypatch.setattr(jsonl, "CHECKED_BYTES", 1)
   source = Jsonl(path)
   assert source.fields(2)["text"] == "b"
-  with pytest.raises(SourceError, match=r"pairs\.jsonl, line 3: expected one"):
-    source[1]
+  image = source[1]["image"]
+  assert image.cause == "bad_line"
+  assert "pairs.jsonl, line 3: expected one" in image.detail
 
 
 def test_not_utf8(write):

@@ -62,6 +62,20 @@ def test_the_last_and_the_best_are_kept(tmp_path):
   assert_same(loaded, jax.device_get(state.params))
 
 
+def test_the_best_is_kept_when_a_run_goes_on(tmp_path):
+  state = Setup(METHODS["iid"]).init()
+  for scores in (((1, 0.2), (2, 0.9), (3, 0.4)), ((4, 0.5), (5, 0.3))):
+    with Checkpoints(tmp_path, keep_last=1, best="R@1") as checkpoints:
+      for step, value in scores:
+        checkpoints.save(stepped(state, step), {}, {"R@1": value})
+  folder = tmp_path / params_lib.CHECKPOINTS
+  assert sorted(p.name for p in folder.iterdir()) == ["2", "5"]
+  # Best by another metric from now on: there is none yet, and nothing breaks.
+  with Checkpoints(tmp_path, keep_last=1, best="accuracy") as checkpoints:
+    checkpoints.save(stepped(state, 6), {}, {"accuracy": 0.1})
+  assert params_lib.find_checkpoint(str(tmp_path))[1] == 6
+
+
 def test_a_checkpoint_of_other_shapes_lists_what_differs(tmp_path):
   setup = Setup(METHODS["iid"])
   with Checkpoints(tmp_path) as checkpoints:

@@ -51,8 +51,10 @@ def test_one_and_eight_devices_are_the_same(method):
   for a, b in zip(one, eight, strict=True):
     assert a.keys() == b.keys()
     for name in a:
-      # The same sums in another order; the selection must be identical.
-      assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), name
+      # The same sums in another order. A score of the softmax loss is a small
+      # difference of log-sum-exps of size 10, and loses a digit by it.
+      abs_ = 1e-4 if name.startswith("curation/") else 1e-5
+      assert a[name] == pytest.approx(b[name], rel=1e-5, abs=abs_), name
 
 
 def by_hand(setup, state, batch):

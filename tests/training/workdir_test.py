@@ -33,6 +33,14 @@ def test_harmless_changes_are_told(tmp_path):
   workdir.claim(tmp_path, config())
   changed = config(log={"every_steps": 7}, mesh={"data": 8, "fsdp": 1})
   assert workdir.claim(tmp_path, changed) == [
-    "log.every_steps: 10 -> 7",
+    "log.every_steps: None -> 7",
     "mesh.data: -1 -> 8",
   ]
+
+
+@pytest.mark.parametrize("name", workdir.FOREIGN)
+def test_what_another_program_left_is_not_taken_over(tmp_path, name):
+  (tmp_path / name).write_text("precious")
+  with pytest.raises(workdir.WorkdirError, match=f"holds {name} but no config"):
+    workdir.claim(tmp_path, config())
+  assert (tmp_path / name).read_text() == "precious"
