@@ -279,6 +279,18 @@ def test_records_that_cannot_be_read_are_masked_counted_and_named(
   assert any("damaged_image" in text and str(path) in text for text in named)
 
 
+def test_fsdp_gives_the_same_losses(repository, tmp_path):
+  losses = []
+  for fsdp in (1, 4):
+    config = smoke(repository, "aced", total_steps=3)
+    config["mesh"] = {"data": -1, "fsdp": fsdp}
+    train(config, tmp_path / str(fsdp))
+    lines = read_jsonl(tmp_path / str(fsdp) / METRICS_FILE)
+    losses.append([line["loss"] for line in lines])
+  # The same sums in another order.
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
 def test_an_evaluator_without_a_source_is_off(repository, tmp_path):
   config = config_lib.to_plain(load(repository, "iid").get_config("smoke"))
   config["total_steps"] = 3

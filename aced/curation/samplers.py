@@ -113,7 +113,7 @@ def sample_jointly(
   of `batch_size / num_chunks` pairs is drawn by the scores of pairs alone, each
   further one by the scores given all pairs selected so far. Running sums take
   the place of the paper's full matrix: `O(n b d)` work, `O(n b / num_chunks)`
-  memory.
+  memory. The draw is from the whole super-batch, wherever its rows are.
 
   Args:
     rng: a jax PRNG key.

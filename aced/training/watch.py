@@ -93,8 +93,8 @@ def check_data(step: int, metrics: Mapping[str, float]) -> None:
   if metrics.get("data/masked") == 1.0:
     raise NoData(
       f"step {step}: none of the pairs of the super-batch could be used; the"
-      " log names the first record of each cause. Check the source's pictures and"
-      " captions, and the names of its fields."
+      " log names the first record of each cause. Check the source's pictures,"
+      " captions and names of fields."
     )
 
 
