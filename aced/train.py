@@ -61,7 +61,7 @@ def train(
     state = run.init_state()
     if start:
       say(f"going on from the checkpoint at step {start}")
-      state = checkpoints.restore(start, state, run.fingerprints)
+      state = checkpoints.restore(start, state, run.identities())
     tracker = stack.enter_context(
       make_tracker(run.config.log.trackers, where, start, run.config)
     )

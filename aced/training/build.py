@@ -101,8 +101,16 @@ class Run:
       "config": config_lib.flatten(self.config),
       "step": step,
       "position": step * self.recipe.super_batch,
-      "frozen": dict(self.fingerprints),
+      "identities": self.identities(),
       "version": aced.__version__,
+    }
+
+  def identities(self) -> dict[str, str]:
+    """What a run must find again to go on, beyond what its config names."""
+    frozen = {f"frozen.{k}": v for k, v in self.fingerprints.items()}
+    return frozen | {
+      "input.source": f"{len(self.source)} records",
+      "input.tokenizer": f"{self.tokenizer.vocab_size} token ids",
     }
 
   def init_state(self) -> state.TrainState:

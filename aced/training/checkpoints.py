@@ -107,22 +107,25 @@ class Checkpoints:
     return restored["metadata"]
 
   def restore(
-    self, step: int, like: TrainState, frozen: Mapping[str, str] | None = None
+    self,
+    step: int,
+    like: TrainState,
+    identities: Mapping[str, str] | None = None,
   ) -> TrainState:
     """Restores a state with the shapes, dtypes and shardings of `like`.
 
     Args:
       step: of the checkpoint.
       like: a state of the run that goes on.
-      frozen: name -> fingerprint of its frozen models.
+      identities: of its data and frozen models, as in the metadata.
 
     Raises:
       CheckpointError: listing every array that is missing, extra or of
-        another shape; or naming the frozen models that are not those it was
-        trained with.
+        another shape; or naming the data or the frozen model that is not
+        the one it was trained with.
     """
     self._check(step, like)
-    self._check_frozen(step, frozen or {})
+    self._check_identities(step, identities or {})
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       like,
@@ -146,15 +149,14 @@ class Checkpoints:
         " another workdir."
       )
 
-  def _check_frozen(self, step, frozen):
-    saved = self.metadata(step).get("frozen", {})
-    for name in sorted({*saved, *frozen}):
-      if saved.get(name) != frozen.get(name):
+  def _check_identities(self, step, identities):
+    saved = self.metadata(step).get("identities", {})
+    for name in sorted({*saved, *identities}):
+      if saved.get(name) != identities.get(name):
         raise CheckpointError(
-          f"frozen.{name} has the fingerprint {frozen.get(name)}, and the"
-          f" checkpoint at step {step} in {self._manager.directory} was trained"
-          f" with {saved.get(name)}; give it the weights it had, or choose"
-          " another workdir."
+          f"{name} is now {identities.get(name)}, and the checkpoint at step"
+          f" {step} in {self._manager.directory} was trained with"
+          f" {saved.get(name)}; give it what it had, or choose another workdir."
         )
 
 

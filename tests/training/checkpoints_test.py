@@ -92,10 +92,10 @@ def test_a_checkpoint_of_other_shapes_lists_what_differs(tmp_path):
 def test_other_frozen_weights_are_refused(tmp_path):
   state = stepped(Setup(METHODS["iid"]).init(), 1)
   with Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(state, {"frozen": {"reference": "abc"}})
+    checkpoints.save(state, {"identities": {"frozen.reference": "abc"}})
     checkpoints.wait()
-    checkpoints.restore(1, state, {"reference": "abc"})
-    with pytest.raises(CheckpointError, match="frozen.reference has .* xyz"):
-      checkpoints.restore(1, state, {"reference": "xyz"})
+    checkpoints.restore(1, state, {"frozen.reference": "abc"})
+    with pytest.raises(CheckpointError, match="frozen.reference is now xyz"):
+      checkpoints.restore(1, state, {"frozen.reference": "xyz"})
     with pytest.raises(CheckpointError, match="was trained with abc"):
       checkpoints.restore(1, state, {})

@@ -57,6 +57,23 @@ def test_one_and_eight_devices_are_the_same(method):
       assert a[name] == pytest.approx(b[name], rel=1e-5, abs=abs_), name
 
 
+@pytest.mark.parametrize("method", ["h_acid", "iidistill", "softmax"])
+def test_one_and_eight_devices_draw_the_same_pairs(method):
+  drawn = []
+  for devices in (1, 8):
+    setup = Setup(METHODS[method], devices=devices)
+    found = jax.jit(setup.step.draw)(
+      jax.random.key(3),
+      setup.init().params,
+      setup.frozen,
+      setup.put(make_batch(80, masked=(0, 9))),
+    )
+    rows = found.learn["labels"], found.distil["labels"]
+    drawn.append([found.selection.indices, *rows])
+  for one, eight in zip(*drawn, strict=True):
+    np.testing.assert_array_equal(one, eight)
+
+
 def by_hand(setup, state, batch):
   """Selection, loss and parts of ACIDistill, straight from the contracts."""
   recipe = setup.recipe
