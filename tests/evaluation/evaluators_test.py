@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from aced.config import ConfigError
-from aced.data import transforms
+from aced.data import records, transforms
 from aced.evaluation import Evaluator, Retrieval, ZeroShot, build, run_all
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
-class Source(list):
+class Source(list, records.Source):
   """Records in memory."""
 
   def __repr__(self):
