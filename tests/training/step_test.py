@@ -31,6 +31,11 @@ METHODS = {
 METHODS["hard"].pop("frozen")
 
 
+# The bias has no part in a softmax loss: its gradient is what rounding leaves of
+# zero, and Adam takes a whole step along that.
+NOT_IN_SOFTMAX = {"scale/b", "norm/parameters", "norm/updates"}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_reports(method):
   final, metrics = Setup(METHODS[method]).run()
@@ -50,7 +55,7 @@ def test_one_and_eight_devices_are_the_same(method):
   _, eight = Setup(METHODS[method], devices=8).run()
   for a, b in zip(one, eight, strict=True):
     assert a.keys() == b.keys()
-    for name in a:
+    for name in a.keys() - (NOT_IN_SOFTMAX if method == "softmax" else set()):
       # The same sums in another order. A score of the softmax loss is a small
       # difference of log-sum-exps of size 10, and loses a digit by it.
       abs_ = 1e-4 if name.startswith("curation/") else 1e-5
