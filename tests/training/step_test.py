@@ -31,8 +31,8 @@ METHODS = {
 METHODS["hard"].pop("frozen")
 
 
-# The bias has no part in a softmax loss: its gradient is what rounding leaves of
-# zero, and Adam takes a whole step along that.
+# The bias has no part in a softmax loss: its gradient is what rounding leaves
+# of zero, and Adam takes a whole step along that.
 NOT_IN_SOFTMAX = {"scale/b", "norm/parameters", "norm/updates"}
 
 
