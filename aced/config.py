@@ -14,9 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from aced.curation import SCORES
+from aced.curation import KERNELS, SCOPES, SCORES
 from aced.curation.samplers import check_sizes, super_batch_size
-from aced.objectives import CONTRASTIVE, DISTILLATION
+from aced.objectives import CONTRASTIVE, DISTILLATION, FORMS
 
 METHODS = ("joint", "independent", "uniform")
 DURATIONS = ("steps", "examples", "epochs", "percent")
@@ -33,6 +33,7 @@ def default() -> ConfigDict:
   config.seed = 0
   config.batch_size = 1024  # b: pairs trained on in each step.
   config.loss = "sigmoid"  # The contrastive loss: sigmoid or softmax.
+  config.loss_form = "auto"  # dense, ring (block by block), or auto, by size.
   config.update(durations("total", percent=False))
 
   config.input = _input()
@@ -49,6 +50,9 @@ def default() -> ConfigDict:
   config.curation.gain = 1.0
   config.curation.temperature = 1.0
   config.curation.reference = ""  # A name in `frozen`.
+  # global: the best of the super-batch; per_device: a quota of each device's.
+  config.curation.scope = "global"
+  config.curation.kernel = "xla"  # xla, or pallas: one fused kernel.
 
   config.distillation = ConfigDict()
   config.distillation.loss = "softmax"  # softmax, sigmoid or feature.
@@ -56,10 +60,11 @@ def default() -> ConfigDict:
   config.distillation.teachers = ConfigDict()  # name in `frozen` -> weight.
   config.distillation.batch = "curated"  # curated, or iid (IIDistill).
 
-  config.scoring = ConfigDict()
-  # Examples embedded at a time when scoring, on all devices together; 0 is
-  # the whole super-batch at once.
-  config.scoring.microbatch = 0
+  config.scoring = _scoring()
+  config.accumulation = ConfigDict()
+  # Examples of one forward and backward pass, on all devices together; the
+  # gradient is that of the whole batch all the same. 0 is all of them.
+  config.accumulation.microbatch = 0
 
   config.optimizer = _optimizer()
 
@@ -125,6 +130,21 @@ def _model() -> ConfigDict:
   config.temperature_init = 10.0
   config.bias_init = placeholder(float)
   config.init = ""  # A checkpoint or .npz to start from; "" is random.
+  return config
+
+
+def _scoring() -> ConfigDict:
+  """How the super-batch is embedded to be scored (Flexi-JEST)."""
+  config = ConfigDict()
+  # Examples embedded at a time, on all devices together; 0 is all of them.
+  config.microbatch = 0
+  config.patch_size = 0  # Of the image tower, in pixels; 0 is its own.
+  config.resolution = 0  # Of the pictures, in pixels; 0 is input.image_size.
+  config.token_drop = 0.0  # Share of the patch tokens that are left out.
+  # With any of these: share of each trained batch embedded in the same way.
+  config.cotrain = 0.5
+  # Whether the reference is scored so too; it should have been trained so.
+  config.reference = False
   return config
 
 
@@ -329,8 +349,11 @@ def _assign(into, key, value, name):
 def _check_choices(config):
   for key, known in (
     ("loss", CONTRASTIVE),
+    ("loss_form", FORMS),
     ("curation.method", METHODS),
     ("curation.score", SCORES),
+    ("curation.scope", SCOPES),
+    ("curation.kernel", KERNELS),
     ("distillation.loss", DISTILLATION),
     ("distillation.batch", ("curated", "iid")),
     ("optimizer.decay", ("cosine", "linear", "constant")),
@@ -351,11 +374,16 @@ def _check_ranges(config):
   not_negative = {"seed", "curation.temperature", "distillation.weight"}
   not_negative |= {"optimizer.weight_decay", "optimizer.clip"}
   not_negative |= {"scoring.microbatch", "input.num_workers"}
+  not_negative |= {"scoring.patch_size", "scoring.resolution"}
+  not_negative |= {"accumulation.microbatch"}
   flat = flatten(config)
   for key in sorted(positive | not_negative):
     least = "above 0" if key in positive else "0 or more"
     if flat[key] < 0 or (flat[key] == 0 and key in positive):
       raise ConfigError(f"config.{key}={flat[key]} must be {least}.")
+  for key in ("scoring.token_drop", "scoring.cotrain"):
+    if not 0 <= flat[key] < 1:
+      raise ConfigError(f"config.{key}={flat[key]} must lie in [0, 1).")
   for name, weight in config.distillation.teachers.items():
     if not isinstance(weight, int | float) or weight < 0:
       raise ConfigError(
@@ -380,6 +408,14 @@ def _check_roles(config):
   """Every model that is named exists, and every one that exists is used."""
   curation, distillation = config.curation, config.distillation
   needs_reference = curation.method != "uniform" and SCORES[curation.score][1]
+  scoring = config.scoring
+  cheap = scoring.patch_size or scoring.resolution or scoring.token_drop
+  if cheap and curation.method == "uniform":
+    raise ConfigError(
+      "config.scoring says how a super-batch is embedded to be scored, and with"
+      " curation.method='uniform' nothing is; take patch_size, resolution and"
+      " token_drop out, or choose another method."
+    )
   if needs_reference and not curation.reference:
     raise ConfigError(
       f"config.curation.score={curation.score!r} needs a reference: name one of"

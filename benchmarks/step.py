@@ -21,7 +21,8 @@ from aced import config as config_lib
 from aced import models
 from aced.embeddings import Embeddings
 from aced.training import ledger, optimizer, sharding, state
-from aced.training.step import Recipe, TrainStep
+from aced.training.recipe import Recipe
+from aced.training.step import TrainStep
 
 
 def student_config(args):

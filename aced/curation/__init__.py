@@ -9,20 +9,26 @@ serve any training loop that can embed a super-batch:
 """
 
 from aced.curation.samplers import (
+  KERNELS,
   Selection,
+  check_mesh,
   check_sizes,
   sample_independently,
   sample_jointly,
   sample_uniformly,
 )
 from aced.curation.scores import LOSSES, SCORES, pair_scores
+from aced.curation.shards import SCOPES
 from aced.embeddings import Embeddings
 
 __all__ = [
+  "KERNELS",
   "LOSSES",
+  "SCOPES",
   "SCORES",
   "Embeddings",
   "Selection",
+  "check_mesh",
   "check_sizes",
   "pair_scores",
   "sample_independently",

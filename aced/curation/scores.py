@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from aced.curation.shards import Shards
 from aced.embeddings import PRECISION, Embeddings, logits
 
 # Signs with which each model's loss enters a score: (student, reference).
@@ -38,6 +39,7 @@ SCORES = {
 LOSSES = ("sigmoid", "softmax")
 
 SignedModels = Sequence[tuple[float, Embeddings]]
+Chunk = Sequence[tuple[jax.Array, jax.Array]]
 
 
 def signed_models(
@@ -128,26 +130,61 @@ class Conditional(NamedTuple):
 
 
 def conditional_scores(
-  models: SignedModels, loss: str, num_chunks: int, chunk_size: int
+  models: SignedModels,
+  loss: str,
+  num_chunks: int,
+  chunk_size: int,
+  shards: Shards = Shards(),  # noqa: B008 (it is immutable)
+  added: Callable[[SignedModels, Chunk], jax.Array] | None = None,
 ) -> Conditional:
   """Returns the conditional scores under `loss`, for use in a `lax` loop.
 
   Args:
-    models: `(sign, embeddings)` of the `n` candidates, from `signed_models`.
+    models: `(sign, embeddings)` of the `n` candidates, from `signed_models`;
+      inside `jax.shard_map`, of this device's.
     loss: "sigmoid" or "softmax".
     num_chunks: how many chunks will be selected.
     chunk_size: how many candidates each holds.
+    shards: where the candidates are.
+    added: what stands in for `added_scores` of the sigmoid loss.
 
   Raises:
     ValueError: an unknown loss.
   """
   check_choice("loss", loss, LOSSES)
   if loss == "sigmoid":
-    return _sigmoid_conditional(models)
-  return _softmax_conditional(models, num_chunks, chunk_size)
+    return _sigmoid_conditional(models, shards, added or added_scores)
+  return _softmax_conditional(models, num_chunks, chunk_size, shards)
 
 
-def _sigmoid_conditional(models: SignedModels) -> Conditional:
+def take_chunk(
+  model: Embeddings, chunk: jax.Array, shards: Shards
+) -> tuple[jax.Array, jax.Array]:
+  """Embeddings of the pairs at `chunk`, `(m, d)` each, on every device."""
+  return shards.take(model.zimg, chunk), shards.take(model.ztxt, chunk)
+
+
+def added_scores(models: SignedModels, chunk: Chunk) -> jax.Array:
+  """What a chunk that is selected adds to the sigmoid score of candidates.
+
+  `sum_{j in chunk} S_ij + S_ji`, signed over the models.
+
+  Args:
+    models: `(sign, embeddings)` of `n` candidates.
+    chunk: for each model, the `(m, d)` image and text embeddings of the chunk.
+
+  Returns:
+    `(n,)` float32.
+  """
+  added = 0.0
+  for (sign, model), (zimg_md, ztxt_md) in zip(models, chunk, strict=True):
+    as_image = softplus(logits(model.zimg, ztxt_md, model.t, model.b))
+    as_text = softplus(logits(model.ztxt, zimg_md, model.t, model.b))
+    added += sign * (as_image.sum(axis=1) + as_text.sum(axis=1))
+  return added
+
+
+def _sigmoid_conditional(models, shards, added) -> Conditional:
   """Conditional scores under the sigmoid loss, exactly.
 
   `S(i | A) = S_ii + sum_{j in A} (S_ij + S_ji)` is a running sum: a chunk of
@@ -160,17 +197,15 @@ def _sigmoid_conditional(models: SignedModels) -> Conditional:
     return scores, scores
 
   def extend(scores, chunk):
-    for sign, (zimg, ztxt, t, b) in models:
-      as_image = softplus(logits(zimg, ztxt[chunk], t, b))
-      as_text = softplus(logits(ztxt, zimg[chunk], t, b))
-      scores += sign * (as_image.sum(axis=1) + as_text.sum(axis=1))
+    chunk = [take_chunk(model, chunk, shards) for _, model in models]
+    scores += added(models, chunk)
     return scores, scores
 
   return Conditional(start, extend)
 
 
 def _softmax_conditional(
-  models: SignedModels, num_chunks: int, chunk_size: int
+  models: SignedModels, num_chunks: int, chunk_size: int, shards: Shards
 ) -> Conditional:
   """Conditional scores under the softmax loss, exact once `A` is not empty.
 
@@ -181,8 +216,9 @@ def _softmax_conditional(
 
   `R` and `C` are running sums. The last sum changes in every term when `A`
   grows, so it is taken anew over all that was selected: about `num_chunks / 2`
-  times the multiply-adds of the sigmoid loss, in the same memory. The first
-  chunk is drawn by `-l_ii` (see `pair_scores`), as the loss of one pair is 0.
+  times the multiply-adds of the sigmoid loss, and as many more embeddings sent
+  between devices, in the same memory. The first chunk is drawn by `-l_ii` (see
+  `pair_scores`), as the loss of one pair is 0.
   """
 
   def start():
@@ -197,13 +233,15 @@ def _softmax_conditional(
     chunks, count = chunks.at[count].set(chunk), count + 1
     grown, scores = [], 0.0
     for (sign, model), model_sums in zip(models, sums, strict=True):
-      model_sums = _grow_sums(model, model_sums, chunk)
+      model_sums = _grow_sums(model, model_sums, chunk, shards)
       grown.append(model_sums)
       own = _own_part(model, model_sums)
       others = jax.lax.fori_loop(
         0,
         count,
-        lambda k, acc, m=model, s=model_sums: acc + _others(m, s, chunks[k]),
+        lambda k, acc, m=model, s=model_sums: (
+          acc + _others(m, s, chunks[k], shards)
+        ),
         jnp.zeros_like(own),
       )
       scores += sign * (own + others)
@@ -212,11 +250,12 @@ def _softmax_conditional(
   return Conditional(start, extend)
 
 
-def _grow_sums(model, sums, chunk):
+def _grow_sums(model, sums, chunk, shards):
   """Log-sum-exps `(R, C)` of every candidate after `chunk` joined `A`."""
   zimg, ztxt, t, b = model
-  rows = jax.nn.logsumexp(logits(zimg, ztxt[chunk], t, b), axis=1)
-  columns = jax.nn.logsumexp(logits(ztxt, zimg[chunk], t, b), axis=1)
+  zimg_md, ztxt_md = take_chunk(model, chunk, shards)
+  rows = jax.nn.logsumexp(logits(zimg, ztxt_md, t, b), axis=1)
+  columns = jax.nn.logsumexp(logits(ztxt, zimg_md, t, b), axis=1)
   return jnp.logaddexp(sums[0], rows), jnp.logaddexp(sums[1], columns)
 
 
@@ -227,11 +266,13 @@ def _own_part(model, sums):
   return 0.5 * (rows + columns) - own
 
 
-def _others(model, sums, chunk):
+def _others(model, sums, chunk, shards):
   """What a candidate adds to the rows and columns of `chunk`, `(n,)`."""
   zimg, ztxt, t, b = model
-  as_text = logits(ztxt, zimg[chunk], t, b) - sums[0][chunk][None, :]
-  as_image = logits(zimg, ztxt[chunk], t, b) - sums[1][chunk][None, :]
+  zimg_md, ztxt_md = take_chunk(model, chunk, shards)
+  rows, columns = (shards.take(x, chunk)[None, :] for x in sums)
+  as_text = logits(ztxt, zimg_md, t, b) - rows
+  as_image = logits(zimg, ztxt_md, t, b) - columns
   added = softplus(as_text) + softplus(as_image)
   return 0.5 * added.sum(axis=1)
 

@@ -13,7 +13,7 @@ from aced.models import variants
 from aced.models.build import build
 from aced.models.text import TextTransformer
 from aced.models.two_towers import heads
-from aced.models.vit import ViT
+from aced.models.vit import ViT, kept_tokens
 
 
 class TowerCost(NamedTuple):
@@ -102,6 +102,7 @@ def count_image(tower: ViT, image_size: int) -> TowerCost:
   d, pixels = shape.width, ph * pw * 3
   macs, params = tokens * pixels * d, pixels * d + d
   params += tokens * d if tower.posemb == "learn" else 0
+  tokens = len(kept_tokens(tokens, tower.token_drop))
   if tower.pool_type == "tok":
     tokens, params = tokens + 1, params + d
   return _finish(tower, shape, tokens, macs, params)

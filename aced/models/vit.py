@@ -5,12 +5,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aced.models import transformer
 from aced.models.variants import expand_image
 
 POOLS = ("map", "gap", "tok", "none")
 POSITIONS = ("learn", "sincos2d")
+
+
+def kept_tokens(length: int, token_drop: float) -> np.ndarray:
+  """Places of the patch tokens that are kept, evenly spaced, at least one."""
+  count = max(round(length * (1 - token_drop)), 1)
+  return ((np.arange(count) + 0.5) * length / count).astype(int)
 
 
 class ViT(nn.Module):
@@ -29,6 +36,8 @@ class ViT(nn.Module):
       token) or "none" (tokens stay).
     num_classes: width of the output head; no head if None or 0.
     dropout: rate in the blocks and on their input.
+    token_drop: share of the patch tokens that are left out, evenly spaced: a
+      cheaper look at the whole picture.
     scan: see `transformer.Encoder`.
     remat: see `transformer.Encoder`.
     dtype_mm: dtype of the matrix products, "float32" or "bfloat16".
@@ -44,6 +53,7 @@ class ViT(nn.Module):
   pool_type: str = "map"
   num_classes: int | None = None
   dropout: float = 0.0
+  token_drop: float = 0.0
   scan: bool = False
   remat: str = "none"
   dtype_mm: str = "float32"
@@ -72,6 +82,8 @@ class ViT(nn.Module):
     x = self._patches(image, shape)
     n, h, w, d = x.shape
     x = x.reshape(n, h * w, d) + self._positions(h, w, d)
+    if self.token_drop:
+      x = x[:, kept_tokens(h * w, self.token_drop)]
     if self.pool_type == "tok":
       token = self.param("cls", nn.initializers.zeros, (1, 1, d))
       x = jnp.concatenate([jnp.tile(token, (n, 1, 1)), x], axis=1)

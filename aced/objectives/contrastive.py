@@ -48,7 +48,12 @@ def masked_mean(x_b: jax.Array, mask: jax.Array | None) -> jax.Array:
   """Mean of `(b,)` values over the valid ones; 0 if there are none."""
   if mask is None:
     return x_b.mean()
-  return jnp.where(mask, x_b, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+  return jnp.where(mask, x_b, 0.0).sum() / pair_count(x_b, mask)
+
+
+def pair_count(x_b: jax.Array, mask: jax.Array | None) -> jax.Array | int:
+  """How many of the rows of `x_b` count, and 1 if none does."""
+  return x_b.shape[0] if mask is None else jnp.maximum(mask.sum(), 1)
 
 
 def pairwise_mean(x_bb: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -56,7 +61,7 @@ def pairwise_mean(x_bb: jax.Array, mask: jax.Array | None) -> jax.Array:
   if mask is None:
     return x_bb.sum(axis=1).mean()
   valid = mask[:, None] & mask[None, :]
-  return jnp.where(valid, x_bb, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+  return jnp.where(valid, x_bb, 0.0).sum() / pair_count(x_bb, mask)
 
 
 def mask_candidates(l_bb: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -19,7 +19,9 @@ from aced.data import devices, pipeline, sources, tokenizers
 from aced.data.transforms import Transform
 from aced.models import params as params_lib
 from aced.training import ledger, optimizer, sharding, state
-from aced.training.step import Recipe, TrainStep, embed
+from aced.training.embedding import embed
+from aced.training.recipe import Recipe
+from aced.training.step import TrainStep
 
 # `init` of a frozen model that was never trained, for trying things out.
 RANDOM = "random"

@@ -7,7 +7,7 @@ Multiply-accumulates count as two FLOPs, a backward pass as two forward ones
 import dataclasses
 from collections.abc import Mapping
 
-from aced.training.step import Recipe
+from aced.training.recipe import Recipe
 
 BACKWARD = 2  # Forward passes that a backward pass costs.
 

@@ -15,166 +15,54 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
-from aced import config as config_lib
 from aced import curation, objectives
 from aced.embeddings import Embeddings
-from aced.training import sharding
+from aced.training import accumulation, sharding
+from aced.training.embedding import Batch, Embedder
+from aced.training.exchange import exchange, place
+from aced.training.recipe import Recipe, Scoring
 from aced.training.state import PROJECTIONS, TrainState
 
-Batch = Mapping[str, Any]
+# The student's name among models; that of a frozen one cannot be empty.
+STUDENT = ""
 SAMPLERS = {
   "joint": curation.sample_jointly,
   "independent": curation.sample_independently,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-  """What a step does, as static values: the method.
-
-  Attributes:
-    loss: the contrastive loss, a key of `objectives.CONTRASTIVE`.
-    batch_size: `b`, pairs trained on.
-    super_batch: `B`, pairs loaded; equal to `b` without curation.
-    method: "joint", "independent" or "uniform".
-    score: a key of `curation.SCORES`.
-    num_chunks: of joint sampling.
-    gain: multiplies the scores.
-    temperature: divides them.
-    reference: name of the frozen model that scores, or "".
-    distill_loss: a key of `objectives.DISTILLATION`.
-    distill_weight: lambda; 0 is no distillation.
-    teachers: `(name, weight)` of the frozen models distilled from.
-    distill_batch: "curated", or "iid" for a separate uniform draw.
-    microbatch: examples embedded at a time when scoring; 0 is all.
-  """
-
-  loss: str
-  batch_size: int
-  super_batch: int
-  method: str
-  score: str
-  num_chunks: int
-  gain: float
-  temperature: float
-  reference: str
-  distill_loss: str
-  distill_weight: float
-  teachers: tuple[tuple[str, float], ...]
-  distill_batch: str
-  microbatch: int
-
-  @classmethod
-  def from_config(cls, config: ConfigDict) -> "Recipe":
-    """Reads a resolved config."""
-    curated = config.curation.method != "uniform"
-    _, reference_sign = curation.SCORES[config.curation.score]
-    distilled = bool(config.distillation.weight)
-    teachers = tuple(config.distillation.teachers.items()) if distilled else ()
-    return cls(
-      loss=config.loss,
-      batch_size=config.batch_size,
-      super_batch=config_lib.loaded_size(config),
-      method=config.curation.method,
-      score=config.curation.score,
-      num_chunks=config.curation.num_chunks,
-      gain=config.curation.gain,
-      temperature=config.curation.temperature,
-      reference=(
-        config.curation.reference if curated and reference_sign else ""
-      ),
-      distill_loss=config.distillation.loss,
-      distill_weight=config.distillation.weight,
-      teachers=teachers,
-      distill_batch=config.distillation.batch if curated else "curated",
-      microbatch=config.scoring.microbatch,
-    )
-
-  @property
-  def curated(self) -> bool:
-    """Whether a super-batch is scored."""
-    return self.method != "uniform"
-
-  @property
-  def scores_student(self) -> bool:
-    """Whether the student embeds the super-batch."""
-    return self.curated and curation.SCORES[self.score][0] != 0
-
-  @property
-  def frozen(self) -> tuple[str, ...]:
-    """Names of the frozen models that the step needs, each once."""
-    names = [self.reference, *(name for name, _ in self.teachers)]
-    return tuple(dict.fromkeys(filter(None, names)))
-
-  def check(self, mesh: jax.sharding.Mesh) -> None:
-    """Refuses sizes that the mesh or the microbatch cannot carry, by name."""
-    sharding.check_divides("batch_size", self.batch_size, mesh)
-    sharding.check_divides("super-batch", self.super_batch, mesh)
-    if self.microbatch:
-      sharding.check_divides("scoring.microbatch", self.microbatch, mesh)
-      for name, size in (
-        ("super-batch", self.super_batch),
-        ("batch_size", self.batch_size),
-      ):
-        if size > self.microbatch and size % self.microbatch:
-          raise ValueError(
-            f"{name}={size} is not divisible by"
-            f" scoring.microbatch={self.microbatch}."
-          )
-
-
-def embed(
-  model: nn.Module,
-  params: Any,
-  batch: Batch,
-  *,
-  train: bool = False,
-  rng: jax.Array | None = None,
-) -> Embeddings:
-  """Embeds the pairs of a batch; without a gradient unless differentiated."""
-  rngs = None if rng is None else {"dropout": rng}
-  zimg, ztxt, out = model.apply(
-    {"params": params}, batch["image"], batch["labels"], train=train, rngs=rngs
-  )
-  t, b = (jnp.reshape(out.get(k, d), ()) for k, d in (("t", 1.0), ("b", 0.0)))
-  return Embeddings(zimg, ztxt, t, b)
-
-
-def embed_in_microbatches(
-  model: nn.Module, params: Any, batch: Batch, size: int
-) -> Embeddings:
-  """As `embed`, `size` examples at a time, so that activations stay small.
-
-  Microbatch `k` takes every `n / size`-th row from `k` on. With rows split
-  over devices in blocks, each device then works on its own rows throughout.
-  """
-  batch = {k: batch[k] for k in ("image", "labels")}
-  n = batch["image"].shape[0]
-  if not size or size >= n:
-    return embed(model, params, batch)
-  split = jax.tree.map(
-    lambda x: jnp.moveaxis(x.reshape(size, n // size, *x.shape[1:]), 1, 0),
-    batch,
-  )
-  zimg, ztxt, t, b = jax.lax.map(lambda x: embed(model, params, x), split)
-  zimg, ztxt = (
-    jnp.moveaxis(z, 0, 1).reshape(n, z.shape[-1]) for z in (zimg, ztxt)
-  )
-  return Embeddings(zimg, ztxt, t[0], b[0])
-
-
 def take(
-  batch: Batch, drawn: curation.Selection, mesh: jax.sharding.Mesh
-) -> Batch:
-  """The rows of a batch that were drawn, split over the devices again."""
-  rows = {
-    k: jnp.take(v, drawn.indices, axis=0)
-    for k, v in batch.items()
-    if k != "cached"
-  }
-  return sharding.shard_rows(rows | {"_mask": drawn.mask}, mesh)
+  batch: Batch,
+  known: Mapping[str, Embeddings],
+  drawn: curation.Selection,
+  mesh: jax.sharding.Mesh,
+  scope: str,
+) -> tuple[Batch, dict[str, Embeddings]]:
+  """The rows of a batch that were drawn, as many on every device.
+
+  Args:
+    batch: `B` rows, split over the devices.
+    known: name -> embeddings of these rows.
+    drawn: from them.
+    mesh: of the devices.
+    scope: with which they were drawn.
+
+  Returns:
+    `b` rows of the batch and of the embeddings, split alike. They stand in an
+    order in which as few as can be had to move.
+  """
+  rows = batch["_mask"].shape[0] // mesh.size
+  placement = place(drawn.indices, rows, mesh.size)
+  columns = {k: v for k, v in batch.items() if k not in ("cached", "_mask")}
+  arrays = {name: (e.zimg, e.ztxt) for name, e in known.items()}
+  columns, arrays = exchange(
+    (columns, arrays), placement, mesh, moves=scope == "global"
+  )
+  mask = drawn.mask[placement.order]
+  columns = sharding.shard_rows(columns | {"_mask": mask}, mesh)
+  known = {name: Embeddings(*arrays[name], *e[2:]) for name, e in known.items()}
+  return columns, known
 
 
 class Draw(NamedTuple):
@@ -185,13 +73,16 @@ class Draw(NamedTuple):
     distil: rows for the distillation losses; the same object as `learn` where
       they are the same pairs.
     teachers: name -> embeddings of the `distil` rows.
+    student: embeddings of the `learn` rows by the student, where they are
+      needed and were made for scoring.
     selection: how the rows were drawn, or None without curation.
   """
 
   learn: Batch
   distil: Batch
   teachers: dict[str, Embeddings]
-  selection: curation.Selection | None
+  student: Embeddings | None = None
+  selection: curation.Selection | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,9 +115,7 @@ class TrainStep:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     draw_rng, *dropout_rngs = jax.random.split(rng, 3)
     draw = self.draw(draw_rng, state.params, frozen, batch)
-    (_, metrics), gradients = jax.value_and_grad(self.losses, has_aux=True)(
-      state.params, draw, dropout_rngs
-    )
+    (_, metrics), gradients = self.gradients(state.params, draw, dropout_rngs)
     updates, opt_state = self.optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -249,39 +138,63 @@ class TrainStep:
     recipe = self.recipe
     cached = batch.get("cached", {})
     known = {name: cached[name] for name in recipe.frozen if name in cached}
-    if recipe.reference and recipe.reference not in known:
-      known[recipe.reference] = self.frozen_embeddings(
-        recipe.reference, frozen, batch
-      )
     if not recipe.curated:
       rows = {k: v for k, v in batch.items() if k != "cached"}
-      return Draw(rows, rows, self.teach(known, frozen, rows), None)
+      return Draw(rows, rows, self.teach(known, frozen, rows))
 
-    select_rng, iid_rng = jax.random.split(rng)
-    selection = self.select(select_rng, params, known, batch)
-    learn = take(batch, selection, self.mesh)
-    drawn, distil = selection, learn
-    if recipe.teachers and recipe.distill_batch == "iid":
-      drawn = curation.sample_uniformly(
-        iid_rng, batch_size=recipe.batch_size, mask=batch["_mask"]
+    scored = dict(known)
+    if recipe.reference and recipe.reference not in known:
+      found = self.embedder(recipe.reference).score(
+        frozen[recipe.reference], batch
       )
-      distil = take(batch, drawn, self.mesh)
-    known = {name: e.take(drawn.indices) for name, e in known.items()}
-    return Draw(learn, distil, self.teach(known, frozen, distil), selection)
+      scored[recipe.reference] = found
+      if not (recipe.scoring.cheap and recipe.scoring.reference):
+        known[recipe.reference] = found
+    if recipe.scores_student:
+      scored[STUDENT] = self.embedder(STUDENT).score(params, batch)
+    select_rng, iid_rng = jax.random.split(rng)
+    selection = self.select(select_rng, scored, batch)
+    return self.drawn(selection, iid_rng, known, scored, frozen, batch)
+
+  def drawn(
+    self,
+    selection: curation.Selection,
+    iid_rng: jax.Array,
+    known: Mapping[str, Embeddings],
+    scored: Mapping[str, Embeddings],
+    frozen: Any,
+    batch: Batch,
+  ) -> Draw:
+    """The rows of a selection, and of an IID draw where the recipe has one."""
+    recipe, mesh = self.recipe, self.mesh
+    reused = {STUDENT: scored[STUDENT]} if recipe.reuses_scoring else {}
+    # What no teacher needs has no need to travel.
+    teachers = {k: known[k] for k, _ in recipe.teachers if k in known}
+    separate = bool(recipe.teachers) and recipe.distill_batch == "iid"
+    travels = reused if separate else reused | teachers
+    learn, taken = take(batch, travels, selection, mesh, recipe.scope)
+    student, distil = taken.pop(STUDENT, None), learn
+    if separate:
+      drawn = curation.sample_uniformly(
+        iid_rng,
+        batch_size=recipe.batch_size,
+        mask=batch["_mask"],
+        scope=recipe.scope,
+        mesh=mesh,
+      )
+      distil, taken = take(batch, teachers, drawn, mesh, recipe.scope)
+    taught = self.teach(taken, frozen, distil)
+    return Draw(learn, distil, taught, student, selection)
 
   def select(
-    self, rng: jax.Array, params: Any, known: Any, batch: Batch
+    self, rng: jax.Array, scored: Mapping[str, Embeddings], batch: Batch
   ) -> curation.Selection:
     """Draws the batch from the super-batch by the recipe's method."""
-    recipe, student = self.recipe, None
-    if recipe.scores_student:
-      student = embed_in_microbatches(
-        self.model, params, batch, recipe.microbatch
-      ).stop_gradient()
+    recipe = self.recipe
     return SAMPLERS[recipe.method](
       rng,
-      student,
-      known.get(recipe.reference),
+      scored.get(STUDENT),
+      scored.get(recipe.reference),
       batch_size=recipe.batch_size,
       num_chunks=recipe.num_chunks,
       score=recipe.score,
@@ -289,6 +202,9 @@ class TrainStep:
       gain=recipe.gain,
       temperature=recipe.temperature,
       mask=batch["_mask"],
+      scope=recipe.scope,
+      mesh=self.mesh,
+      kernel=recipe.kernel,
     )
 
   def teach(
@@ -299,36 +215,63 @@ class TrainStep:
       name: (
         known[name]
         if name in known
-        else self.frozen_embeddings(name, frozen, rows)
+        else self.embedder(name).plain(frozen[name], rows)
       )
       for name, _ in self.recipe.teachers
     }
 
-  def frozen_embeddings(
-    self, name: str, frozen: Any, batch: Batch
-  ) -> Embeddings:
-    """Embeddings of a batch by a frozen model, as constants."""
-    return embed_in_microbatches(
-      self.frozen_models[name], frozen[name], batch, self.recipe.microbatch
-    ).stop_gradient()
+  def embedder(self, name: str) -> Embedder:
+    """What embeds with the student or with a frozen model."""
+    scoring = self.recipe.scoring
+    student = name == STUDENT
+    if not student and not scoring.reference:
+      scoring = Scoring(microbatch=scoring.microbatch)
+    if student and not self.recipe.cotrains:
+      scoring = dataclasses.replace(scoring, cotrain=0.0)
+    model = self.model if student else self.frozen_models[name]
+    return Embedder(model, scoring, self.mesh.size)
+
+  def gradients(
+    self, params: Any, draw: Draw, rngs: Sequence[jax.Array]
+  ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any]:
+    """`((loss, its parts), gradient)`, in one pass or in exact pieces."""
+    student, recipe = self.embedder(STUDENT), self.recipe
+    passes = [accumulation.Pass(draw.learn, rngs[0], draw.student)]
+    if draw.distil is not draw.learn:
+      passes.append(accumulation.Pass(draw.distil, rngs[1]))
+    loss = lambda params, *embedded: self.losses(params, draw, embedded)  # noqa: E731
+    if recipe.accumulates:
+      return accumulation.gradients(
+        student.train, loss, params, passes, recipe.microbatch
+      )
+
+    def whole(params):
+      embedded = [student.train(params, p.rows, p.rng) for p in passes]
+      return loss(params, *embedded)
+
+    return jax.value_and_grad(whole, has_aux=True)(params)
 
   def losses(
-    self, params: Any, draw: Draw, rngs: Sequence[jax.Array]
+    self, params: Any, draw: Draw, embedded: Sequence[Embeddings]
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss to minimise, and its parts by name."""
-    recipe = self.recipe
-    student = embed(self.model, params, draw.learn, train=True, rng=rngs[0])
-    contrastive = objectives.CONTRASTIVE[recipe.loss](
-      student, draw.learn["_mask"]
+    """The loss to minimise, and its parts by name.
+
+    Args:
+      params: for the linear maps of feature distillation.
+      draw: what is learnt from.
+      embedded: the student's embeddings of the `learn` rows and, where they are
+        others, of the `distil` rows.
+    """
+    recipe, form = self.recipe, self.form()
+    contrastive = form.contrastive[recipe.loss](
+      embedded[0], draw.learn["_mask"]
     )
     parts = {"loss/contrastive": contrastive}
-    if draw.distil is not draw.learn:
-      student = embed(self.model, params, draw.distil, train=True, rng=rngs[1])
     distilled = 0.0
     for name, weight in recipe.teachers:
       maps = params.get(PROJECTIONS, {}).get(name)
-      loss = objectives.DISTILLATION[recipe.distill_loss](
-        student,
+      loss = form.distillation[recipe.distill_loss](
+        embedded[-1],
         draw.teachers[name],
         draw.distil["_mask"],
         **({"projections": (maps["image"], maps["text"])} if maps else {}),
@@ -336,8 +279,15 @@ class TrainStep:
       parts[f"loss/distillation/{name}"] = loss
       distilled += weight * loss
     total = contrastive + recipe.distill_weight * distilled
+    student = embedded[-1]
     parts |= {"loss": total, "scale/t": student.t, "scale/b": student.b}
     return total, parts
+
+  def form(self) -> objectives.Form:
+    """The losses, dense or block by block."""
+    if self.recipe.ring(self.mesh):
+      return objectives.ring_form(self.mesh)
+    return objectives.DENSE
 
 
 def data_metrics(

@@ -15,7 +15,8 @@ FOREIGN = ("metrics.jsonl", "checkpoints")
 # Keys that change how a run is carried out and not what comes out of it.
 HARMLESS = re.compile(
   r"(log|eval|evals|checkpoint|mesh|sharding|frozen_sharding|name)(\..*)?"
-  r"|input\.(num_threads|num_workers|prefetch)|scoring\.microbatch"
+  r"|input\.(num_threads|num_workers|prefetch)|(scoring|accumulation)\.microbatch"
+  r"|loss_form|curation\.kernel"
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from aced import config as config_lib
 from aced.training import ledger
-from aced.training.step import Recipe
+from aced.training.recipe import Recipe
 from tests.config_test import curated
 
 STUDENT, TEACHER = 7e9, 70e9

@@ -7,7 +7,8 @@ import numpy as np
 
 from aced import config as config_lib
 from aced.training import optimizer, sharding, state
-from aced.training.step import Recipe, TrainStep
+from aced.training.recipe import Recipe
+from aced.training.step import TrainStep
 
 SIZE, LENGTH, VOCABULARY = 4, 3, 8
 
