@@ -14,8 +14,13 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from aced.curation import KERNELS, SCOPES, SCORES
-from aced.curation.samplers import check_sizes, super_batch_size
+from aced.curation import (
+  KERNELS,
+  SCOPES,
+  SCORES,
+  check_sizes,
+  super_batch_size,
+)
 from aced.objectives import CONTRASTIVE, DISTILLATION, FORMS
 
 METHODS = ("joint", "independent", "uniform")
@@ -130,6 +135,8 @@ def _model() -> ConfigDict:
   config.temperature_init = 10.0
   config.bias_init = placeholder(float)
   config.init = ""  # A checkpoint or .npz to start from; "" is random.
+  # Of a frozen model: the folder of its embeddings, from `aced.cache`.
+  config.cache = ""
   return config
 
 
@@ -420,6 +427,11 @@ def _check_roles(config):
     raise ConfigError(
       f"config.curation.score={curation.score!r} needs a reference: name one of"
       " config.frozen in config.curation.reference."
+    )
+  if config.student.cache:
+    raise ConfigError(
+      f"config.student.cache={config.student.cache!r}: the student changes at"
+      " every step and cannot be cached; frozen models can."
     )
   named = {}
   if needs_reference:

@@ -47,8 +47,8 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
         f" {', '.join(known)}.{config_lib.did_you_mean(word, known)}"
       )
   config = config_lib.default()
-  # `init` is there to be set on the command line.
-  reference = {"init": "", **SIZES[size](config)}
+  # `init` and `cache` are there to be set on the command line.
+  reference = {"init": "", "cache": "", **SIZES[size](config)}
   return Preset(config, variant, reference)
 
 

@@ -61,7 +61,7 @@ def train(
     state = run.init_state()
     if start:
       say(f"going on from the checkpoint at step {start}")
-      state = checkpoints.restore(start, state, run.identities())
+      state = checkpoints.restore(start, state, run.identities)
     tracker = stack.enter_context(
       make_tracker(run.config.log.trackers, where, start, run.config)
     )
@@ -79,13 +79,14 @@ def loop(
   tracker: Tracker,
 ) -> dict[str, float]:
   """Steps from `start` to the end; logs, evaluates and saves on the way."""
-  bad, scores = BadRecords(run.source), {}
+  bad, scores = BadRecords(run.input.source), {}
   if start:
     bad.counts.update(checkpoints.metadata(start)["bad_records"])
   save_every, eval_every = run.every["checkpoint"], run.every["eval"]
   with run.batches(start) as batches, make_progress(run, start) as progress:
     batch, info = next(batches)
-    step_fn = run.train_step(state).lower(state, run.frozen, batch).compile()
+    where = jax.tree.map(lambda x: x.sharding, state)
+    step_fn = run.train_step(where).lower(state, run.frozen, batch).compile()
     if run.config.log.report:
       say(startup.report(run, state, batch, step_fn))
     watch = Watch(

@@ -17,7 +17,9 @@ from aced.presets import preset
 def get_config(arg=None):
   config, _, reference = preset(arg)
   config.name = "reference"
-  config.student.update({k: v for k, v in reference.items() if k != "init"})
+  config.student.update(
+    {k: v for k, v in reference.items() if k not in ("init", "cache")}
+  )
   config.student.variant = ""
   if config.total_steps:
     # Trained once and used often, so longer than its students.

@@ -11,14 +11,13 @@ serve any training loop that can embed a super-batch:
 from aced.curation.samplers import (
   KERNELS,
   Selection,
-  check_mesh,
-  check_sizes,
   sample_independently,
   sample_jointly,
   sample_uniformly,
 )
 from aced.curation.scores import LOSSES, SCORES, pair_scores
 from aced.curation.shards import SCOPES
+from aced.curation.sizes import check_mesh, check_sizes, super_batch_size
 from aced.embeddings import Embeddings
 
 __all__ = [
@@ -34,4 +33,5 @@ __all__ = [
   "sample_independently",
   "sample_jointly",
   "sample_uniformly",
+  "super_batch_size",
 ]

@@ -6,6 +6,8 @@ import importlib
 # reading a source needs neither jax arrays nor grain, and a module that is run
 # as a command must not be imported before.
 _MODULES = {
+  "CacheError": "cache",
+  "EmbeddingCache": "cache",
   "BadRecords": "devices",
   "to_devices": "devices",
   "inject": "faults",

@@ -1,6 +1,7 @@
 """Batches on the devices ahead of their use, and what was wrong with them."""
 
 import collections
+import functools
 import queue
 import threading
 import time
@@ -14,8 +15,12 @@ from absl import logging
 
 from aced.data.records import CAUSE_NAMES, BadRecord, captions
 from aced.data.transforms import decode
+from aced.embeddings import Embeddings
 
 DEVICE_KEYS = ("image", "labels", "_mask", "fault")
+
+# Name of a frozen model -> temperature and bias of its cached embeddings.
+Scales = Mapping[str, tuple[float, float]]
 
 Info = dict[str, np.ndarray]
 
@@ -36,6 +41,7 @@ class DeviceBatches:
     iterator: Iterable[Mapping[str, np.ndarray]],
     sharding_for: Callable[[str, np.ndarray], jax.sharding.Sharding],
     depth: int = 2,
+    scales: Scales | None = None,
   ):
     if depth < 1:
       raise ValueError(f"depth={depth} must be 1 or above.")
@@ -49,7 +55,7 @@ class DeviceBatches:
     # The thread knows nothing of this object, which can thus be collected.
     arguments = (
       iter(iterator),
-      sharding_for,
+      functools.partial(_place, sharding_for, scales or {}),
       self._ready,
       self._room,
       self._stop,
@@ -103,6 +109,7 @@ def to_devices(
   iterator: Iterable[Mapping[str, np.ndarray]],
   sharding_for: Callable[[str, np.ndarray], jax.sharding.Sharding],
   depth: int = 2,
+  scales: Scales | None = None,
 ) -> DeviceBatches:
   """Sends batches to the devices ahead of use.
 
@@ -111,22 +118,25 @@ def to_devices(
     sharding_for: maps the name and the local array of a column to the sharding
       of the global array.
     depth: the most batches on the devices that have not been asked for.
+    scales: name -> `(t, b)` of the frozen models whose embeddings the batches
+      carry as `cached/NAME/zimg` and `cached/NAME/ztxt`.
 
   Returns:
-    An iterator of pairs: the columns `DEVICE_KEYS` as global arrays, and the
-    others (`index`, `error`) as they are. What the iterator raises, it raises.
+    An iterator of pairs: the columns `DEVICE_KEYS` as global arrays, with
+    `Embeddings` by name under "cached"; and the others (`index`, `error`) as
+    they are. What the iterator raises, it raises.
   """
-  return DeviceBatches(iterator, sharding_for, depth)
+  return DeviceBatches(iterator, sharding_for, depth, scales)
 
 
-def _fill(batches: Iterator, sharding_for, ready, room, stop) -> None:
+def _fill(batches: Iterator, place, ready, room, stop) -> None:
   """Puts `(item, None)` for each batch, then `(None, why it ended)`."""
   try:
     while True:
       room.acquire()
       if stop.is_set():
         return
-      ready.put((_place(next(batches), sharding_for), None))
+      ready.put((place(next(batches)), None))
   except BaseException as error:  # StopIteration too: the caller raises it.
     ready.put((None, error))
 
@@ -136,15 +146,27 @@ def _halt(stop, room):
   room.release()
 
 
-def _place(batch, sharding_for):
+def _place(sharding_for, scales: Scales, batch):
+  """A host batch as what goes to the devices, and the rest."""
+  of_models = [
+    f"cached/{name}/{z}" for name in scales for z in ("zimg", "ztxt")
+  ]
   placed = {
     key: jax.make_array_from_process_local_data(
       sharding_for(key, batch[key]), batch[key]
     )
-    for key in DEVICE_KEYS
+    for key in (*DEVICE_KEYS, *of_models)
     if key in batch
   }
-  return placed, {k: v for k, v in batch.items() if k not in DEVICE_KEYS}
+  rest = {k: v for k, v in batch.items() if k not in placed}
+  cached = {
+    name: Embeddings(
+      *(placed.pop(f"cached/{name}/{z}") for z in ("zimg", "ztxt")),
+      *map(np.float32, scale),
+    )
+    for name, scale in scales.items()
+  }
+  return placed | ({"cached": cached} if cached else {}), rest
 
 
 class BadRecords:

@@ -8,7 +8,8 @@ import numpy as np
 from grain import experimental
 
 from aced.data import faults
-from aced.data.records import BadRecord, captions
+from aced.data.cache import EmbeddingCache
+from aced.data.records import CAUSES, BadRecord, captions
 
 Batch = dict[str, np.ndarray]
 
@@ -56,8 +57,10 @@ class Parts:
     steps: range,
     seed: int | None,
     shuffle: bool,
+    caches: Mapping[str, EmbeddingCache] | None = None,
   ):
     self.source, self.tokenizer = source, tokenizer
+    self.caches = caches or {}
     self.transform, self.rows = transform, rows
     self.batch_size, self.part_rows = batch_size, part_rows
     self.steps, self.seed, self.shuffle = steps, seed, shuffle
@@ -86,18 +89,29 @@ class Parts:
     }
     if getattr(self.source, "has_faults", False):
       batch["fault"] = np.full(count, faults.UNKNOWN, np.int8)
-    texts = [""] * count
+    texts, chosen = [""] * count, [0] * count
     for row, position in enumerate(positions):
-      texts[row] = self._load_row(batch, row, position)
+      texts[row], chosen[row] = self._load_row(batch, row, position)
+    for name, found in self.caches.items():
+      self._read_cache(batch, texts, chosen, name, found)
     return batch | {"labels": self.tokenizer(texts)}
 
-  def _load_row(self, batch: Batch, row: int, position: int) -> str:
-    """Fills a row of a batch, and returns its caption."""
+  def _read_cache(self, batch, texts, chosen, name, found) -> None:
+    """Adds the embeddings of a frozen model; masks what it has not."""
+    zimg, ztxt, usable = found.read(batch["index"], chosen)
+    batch |= {f"cached/{name}/zimg": zimg, f"cached/{name}/ztxt": ztxt}
+    for row in np.flatnonzero(batch["_mask"] & ~usable):
+      batch["_mask"][row], texts[row] = False, ""
+      batch["image"][row] = 0
+      batch["error"][row] = CAUSES["not_cached"]
+
+  def _load_row(self, batch: Batch, row: int, position: int) -> tuple[str, int]:
+    """Fills a row of a batch; returns its caption, and which one it is."""
     size = len(self.source)
     if self.seed is None:
       index, rng, choose = position, None, _first_caption
       if index >= size:
-        return ""
+        return "", 0
     else:
       index = record_index(position, size, self.seed, self.shuffle)
       rng = np.random.default_rng((self.seed, position))
@@ -108,22 +122,25 @@ class Parts:
       batch["fault"][row] = record.get("fault", faults.UNKNOWN)
     try:
       # The caption goes first, so that the draws do not hang on the picture.
-      text = choose(record, rng)
+      text, which = choose(record, rng)
       batch["image"][row] = self.transform(record, rng)
     except BadRecord as bad:
       batch["error"][row] = bad.code
-      return ""
+      return "", 0
     batch["_mask"][row] = True
-    return text
+    return text, which
 
 
-def _any_caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
+def _any_caption(
+  record: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[str, int]:
   texts = captions(record)
-  return texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
+  which = int(rng.integers(len(texts))) if len(texts) > 1 else 0
+  return texts[which], which
 
 
-def _first_caption(record: Mapping[str, Any], rng: None) -> str:
+def _first_caption(record: Mapping[str, Any], rng: None) -> tuple[str, int]:
   try:
-    return captions(record)[0]
+    return captions(record)[0], 0
   except BadRecord:
-    return ""
+    return "", 0

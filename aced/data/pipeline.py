@@ -6,7 +6,7 @@ a position depends on `(seed, position)` alone: not on threads, workers or
 processes, nor on the step a run began at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from aced.config import ConfigError
+from aced.data.cache import EmbeddingCache
 from aced.data.parts import Batch, Parts, record_index
 from aced.data.records import BadRecord, captions
 
@@ -72,6 +73,7 @@ def superbatches(
   num_workers: int = 0,
   prefetch: int = 2,
   shuffle: bool = True,
+  caches: Mapping[str, EmbeddingCache] | None = None,
 ) -> Batches:
   """Returns `num_steps` super-batches, of steps from `start_step` on.
 
@@ -89,12 +91,14 @@ def superbatches(
     num_workers: processes that read; 0 is this one.
     prefetch: batches read ahead.
     shuffle: whether epochs are shuffled.
+    caches: name -> embeddings of the source by a frozen model.
 
   Returns:
     Dicts of `image` `(n, h, w, 3)` uint8, `labels` `(n, l)` int32, `_mask`
     `(n,)` bool, `index` `(n,)` int32, `error` `(n,)` int8 (a code of
     `records.CAUSES`) and, where the source knows it, `fault` `(n,)` int8 (-1
-    is unknown); `n = B / process_count`. A record that cannot be used is all
+    is unknown); `n = B / process_count`. With caches, `cached/NAME/zimg` and
+    `cached/NAME/ztxt`, `(n, d)` bfloat16. A record that cannot be used is all
     zeros with `_mask` False.
 
   Raises:
@@ -122,6 +126,7 @@ def superbatches(
     steps=range(start_step, start_step + num_steps),
     seed=seed,
     shuffle=shuffle,
+    caches=caches,
   )
   return _read(parts, num_threads, num_workers, prefetch)
 

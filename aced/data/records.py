@@ -21,6 +21,7 @@ CAUSES = {
   "empty_caption": 8,
   "caption_not_text": 9,
   "bad_line": 10,
+  "not_cached": 11,
 }
 CAUSE_NAMES = {code: name for name, code in CAUSES.items()}
 

@@ -61,6 +61,11 @@ class Tokenizer(ABC):
   def _cut(self, tokens):
     return tokens[: self.length - 1]
 
+  @property
+  @abstractmethod
+  def content(self) -> bytes:
+    """What the ids hang on, beside the length."""
+
   @abstractmethod
   def _encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
     """The ids of each text, without end or padding."""
@@ -81,6 +86,11 @@ class Bytes(Tokenizer):
 
   def __init__(self, length: int):
     self.spec, self.length = "bytes", length
+
+  @property
+  def content(self):
+    """The name of the code: bytes have no model."""
+    return b"bytes"
 
   def _encode(self, texts):
     return [_utf8(text) for text in texts]
@@ -134,6 +144,11 @@ class SentencePiece(Tokenizer):
         f"tokenizer {self.spec!r}: the model has no id that ends a text; train"
         " it with one (eos_id)."
       )
+
+  @property
+  def content(self):
+    """The model, and whether case counts."""
+    return (b"lower " if self.lower else b"") + self._model
 
   def __getstate__(self):
     return {k: v for k, v in self.__dict__.items() if k != "_processor"}

@@ -7,21 +7,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 from absl import logging
 from ml_collections import ConfigDict
 
 import aced
 from aced import config as config_lib
-from aced import evaluation, models
-from aced.data import devices, pipeline, sources, tokenizers
+from aced import evaluation
+from aced.data import cache, devices, identity, pipeline, sources, tokenizers
 from aced.data.transforms import Transform
 from aced.models import params as params_lib
-from aced.training import ledger, optimizer, sharding, state
-from aced.training.embedding import embed
-from aced.training.recipe import Recipe
-from aced.training.step import TrainStep
+from aced.training import blueprint, sharding, state
 
 # `init` of a frozen model that was never trained, for trying things out.
 RANDOM = "random"
@@ -30,48 +25,54 @@ EVERY = {"log": 10, "eval": None, "checkpoint": 1000}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-  """Everything that a training loop needs, made from one config.
+class Input:
+  """What a run reads, and how it becomes arrays.
 
   Attributes:
-    config: resolved.
-    mesh: of all devices.
     source: the pairs to learn from.
     tokenizer: captions to token ids.
     transform: records to pictures.
-    student: the model that is trained.
-    frozen_models: name -> model.
-    frozen: name -> parameters, on the devices.
-    fingerprints: name -> fingerprint of those parameters.
-    optimizer: the optimiser.
-    recipe: the method, as static values.
-    total_steps: of the run.
-    every: steps between two events: "log", "eval" and "checkpoint".
-    costs: FLOPs of a step.
   """
 
-  config: ConfigDict
-  mesh: jax.sharding.Mesh
   source: Any
   tokenizer: Any
   transform: Any
-  student: nn.Module
-  frozen_models: Mapping[str, nn.Module]
+
+  def identities(self) -> dict[str, str]:
+    """What tells this input from another, for caches and for resuming."""
+    return {
+      "input.source": identity.of_source(self.source),
+      "input.tokenizer": identity.of_tokenizer(self.tokenizer),
+      "input.transform": repr(self.transform),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run(blueprint.Blueprint):
+  """Everything that a training loop needs, made from one config.
+
+  Attributes:
+    input: what is read.
+    frozen: name -> parameters, on the devices.
+    caches: name -> the cached embeddings of a frozen model.
+    identities: what a run must find again to go on, beyond what its config
+      names.
+    every: steps between two events: "log", "eval" and "checkpoint".
+  """
+
+  input: Input
   frozen: Mapping[str, Any]
-  fingerprints: Mapping[str, str]
-  optimizer: optax.GradientTransformation
-  recipe: Recipe
-  total_steps: int
+  caches: Mapping[str, cache.EmbeddingCache]
+  identities: Mapping[str, str]
   every: Mapping[str, int]
-  costs: ledger.Ledger
 
   def batches(self, start: int) -> devices.DeviceBatches:
     """Super-batches on the devices, from step `start` on."""
     config = self.config.input
     host = pipeline.superbatches(
-      self.source,
-      self.tokenizer,
-      self.transform,
+      self.input.source,
+      self.input.tokenizer,
+      self.input.transform,
       batch_size=self.recipe.super_batch,
       seed=self.config.seed,
       start_step=start,
@@ -81,18 +82,20 @@ class Run:
       num_threads=config.num_threads,
       num_workers=config.num_workers,
       prefetch=config.prefetch,
+      caches=self.caches,
     )
     return devices.to_devices(
       host,
       lambda _, x: sharding.rows(self.mesh, x.ndim),
       depth=config.prefetch,
+      scales={name: found.scales for name, found in self.caches.items()},
     )
 
   def evaluators(self) -> list[evaluation.Evaluator]:
     """The evaluators of `config.evals`; an empty source turns one off."""
     transform = make_transform(self.config.input, train=False)
     return [
-      evaluation.build(name, table.to_dict(), self.tokenizer, transform)
+      evaluation.build(name, table.to_dict(), self.input.tokenizer, transform)
       for name, table in self.config.evals.items()
       if table.get("source") != ""
     ]
@@ -103,16 +106,8 @@ class Run:
       "config": config_lib.flatten(self.config),
       "step": step,
       "position": step * self.recipe.super_batch,
-      "identities": self.identities(),
+      "identities": dict(self.identities),
       "version": aced.__version__,
-    }
-
-  def identities(self) -> dict[str, str]:
-    """What a run must find again to go on, beyond what its config names."""
-    frozen = {f"frozen.{k}": v for k, v in self.fingerprints.items()}
-    return frozen | {
-      "input.source": f"{len(self.source)} records",
-      "input.tokenizer": f"{self.tokenizer.vocab_size} token ids",
     }
 
   def init_state(self) -> state.TrainState:
@@ -120,7 +115,7 @@ class Run:
     where = self.config.student.init
     given = None
     if where:
-      like = jax.eval_shape(self._init_student, jax.random.key(0))
+      like = jax.eval_shape(self.init_student, jax.random.key(0))
       given = params_lib.merge(params_lib.load(where), like)
     return state.create(
       self.init_params,
@@ -131,75 +126,17 @@ class Run:
       given=given,
     )
 
-  def init_params(self, rng: jax.Array) -> Any:
-    """Random parameters of the student, and of the losses that have any."""
-    student_rng, maps_rng = jax.random.split(rng)
-    params = self._init_student(student_rng)
-    maps = self._projections(maps_rng)
-    return {**params, state.PROJECTIONS: maps} if maps else params
-
-  def _init_student(self, rng):
-    size, length = self.config.input.image_size, self.config.input.text_length
-    return state.init_params(self.student, rng, size, length)
-
-  def train_step(self, state_like: state.TrainState) -> Any:
-    """The step, jitted; it takes over the buffers of the state.
-
-    The state comes out sharded as it went in. Left to itself, XLA may split a
-    bias along with its kernel, and the next step would not take it.
-    """
-    step = TrainStep(
-      self.student,
-      self.frozen_models,
-      self.optimizer,
-      self.recipe,
-      self.mesh,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, state_like)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-
-  def widths(self, model: nn.Module) -> tuple[int, int]:
-    """Widths of a model's image and text embeddings."""
-    size, length = self.config.input.image_size, self.config.input.text_length
-
-    def shapes(rng):
-      params = state.init_params(model, rng, size, length)
-      batch = {
-        "image": jnp.zeros((1, size, size, 3)),
-        "labels": jnp.zeros((1, length), jnp.int32),
-      }
-      return embed(model, params, batch)
-
-    found = jax.eval_shape(shapes, jax.random.key(0))
-    return found.zimg.shape[1], found.ztxt.shape[1]
-
-  def _projections(self, rng):
-    """Linear maps of feature distillation, for teachers of another width."""
-    if self.recipe.distill_loss != "feature":
-      return {}
-    ours, maps = self.widths(self.student), {}
-    for name, _ in self.recipe.teachers:
-      theirs = self.widths(self.frozen_models[name])
-      if theirs != ours:
-        rngs = jax.random.split(rng, 2)
-        kernel = nn.initializers.lecun_normal()
-        maps[name] = {
-          "image": kernel(rngs[0], (ours[0], theirs[0])),
-          "text": kernel(rngs[1], (ours[1], theirs[1])),
-        }
-    return maps
-
 
 def build(config: Mapping[str, Any]) -> Run:
   """Checks a config and builds the objects of its run.
 
   Raises:
     ConfigError: the config is wrong, or at odds with the data or the devices.
-    ValueError: a source, a tokenizer or weights are wrong; says how.
+    ValueError: a source, a tokenizer, weights or a cache are wrong; says how.
   """
   config = config_lib.resolve(config)
-  recipe = Recipe.from_config(config)
   mesh = sharding.make_mesh(config.mesh)
+  recipe = blueprint.Recipe.from_config(config)
   recipe.check(mesh)
   source = sources.open_source(config.input.source)
   if recipe.super_batch > len(source):
@@ -208,58 +145,54 @@ def build(config: Mapping[str, Any]) -> Run:
       f" set {config.input.source!r} of {len(source)}; lower batch_size or"
       " curation.filter_ratio."
     )
-  tokenizer = tokenizers.load(config.input.tokenizer, config.input.text_length)
-  total_steps = config_lib.steps(
-    "total", config, batch_size=recipe.batch_size, data_size=len(source)
+  inputs = open_input(config, source)
+  identities = inputs.identities()
+  caches = open_caches(config, recipe, identities)
+  plan = blueprint.draw_up(
+    config,
+    mesh,
+    vocab_size=inputs.tokenizer.vocab_size,
+    data_size=len(source),
+    cached={name: found.width for name, found in caches.items()},
   )
-  student = build_model(config.student, tokenizer)
-  frozen_models = {
-    name: build_model(config.frozen[name], tokenizer) for name in recipe.frozen
+  frozen, fingerprints = load_frozen(config, plan.frozen_models, mesh)
+  fingerprints |= {name: c.fingerprint for name, c in caches.items()}
+  check_caches(config, caches, inputs.tokenizer.vocab_size)
+  fields = {
+    field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)
   }
-  frozen, fingerprints = load_frozen(config, frozen_models, mesh)
   return Run(
-    config=config,
-    mesh=mesh,
-    source=source,
-    tokenizer=tokenizer,
-    transform=make_transform(config.input),
-    student=student,
-    frozen_models=frozen_models,
+    **fields,
+    input=inputs,
     frozen=frozen,
-    fingerprints=fingerprints,
-    optimizer=make_optimizer(config, len(source), total_steps),
-    recipe=recipe,
-    total_steps=total_steps,
+    caches=caches,
+    identities={
+      **{f"frozen.{name}": v for name, v in fingerprints.items()},
+      **identities,
+    },
     every={
       section: config_lib.steps(
         "every",
         config[section],
         batch_size=recipe.batch_size,
         data_size=len(source),
-        total_steps=total_steps,
-        default=default or total_steps,
+        total_steps=plan.total_steps,
+        default=default or plan.total_steps,
         where=f"{section}.",
       )
       for section, default in EVERY.items()
     },
-    costs=step_costs(config),
   )
 
 
-def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
-  """A model's table as `models.build` takes it, the vocabulary filled in."""
-  table = {
-    k: v.to_dict() if isinstance(v, ConfigDict) else v
-    for k, v in config.items()
-    if k != "init" and (k == "bias_init" or v not in ((), ""))
-  }
-  table["text"].setdefault("vocab_size", vocab_size)
-  return table
-
-
-def build_model(config: ConfigDict, tokenizer: Any) -> nn.Module:
-  """The model of one table of the config."""
-  return models.build(model_config(config, tokenizer.vocab_size))
+def open_input(config: ConfigDict, source: Any = None) -> Input:
+  """Opens the data, the tokenizer and the transform of a resolved config."""
+  config = config.input
+  return Input(
+    sources.open_source(config.source) if source is None else source,
+    tokenizers.load(config.tokenizer, config.text_length),
+    make_transform(config),
+  )
 
 
 def make_transform(config: ConfigDict, *, train: bool = True) -> Any:
@@ -272,21 +205,40 @@ def make_transform(config: ConfigDict, *, train: bool = True) -> Any:
   )
 
 
-def make_optimizer(
-  config: ConfigDict, data_size: int, total_steps: int
-) -> optax.GradientTransformation:
-  """The optimiser of a resolved config."""
-  warmup_steps = config_lib.steps(
-    "warmup",
-    config.optimizer,
-    batch_size=config.batch_size,
-    data_size=data_size,
-    total_steps=total_steps,
-    default=0,
-  )
-  return optimizer.make_optimizer(
-    config.optimizer, warmup_steps=warmup_steps, total_steps=total_steps
-  )
+def open_caches(
+  config: ConfigDict, recipe: blueprint.Recipe, identities: Mapping[str, str]
+) -> dict[str, cache.EmbeddingCache]:
+  """Opens the caches of frozen models, made of the same input.
+
+  Raises:
+    CacheError: a cache is not there, is not whole, or is of another input.
+  """
+  found = {}
+  for name in recipe.frozen:
+    if config.frozen[name].cache:
+      found[name] = cache.EmbeddingCache(config.frozen[name].cache)
+      found[name].check(identities)
+  return found
+
+
+def check_caches(
+  config: ConfigDict,
+  caches: Mapping[str, cache.EmbeddingCache],
+  vocab_size: int,
+) -> None:
+  """Refuses a cache of another model than the one that is named with it.
+
+  Without `init` there is no model to compare it with, and none is needed.
+
+  Raises:
+    CacheError: the weights in `init` are not those of the cache.
+  """
+  for name, found in caches.items():
+    table = config.frozen[name]
+    if table.init:
+      model = blueprint.build_model(table, vocab_size)
+      params = load_weights(config, name, model)
+      found.check({"model": params_lib.fingerprint(params)})
 
 
 def load_frozen(
@@ -300,13 +252,9 @@ def load_frozen(
     ConfigError: a model whose `init` is empty: a frozen model that was never
       trained has nothing to teach.
   """
-  size, length = config.input.image_size, config.input.text_length
   frozen, fingerprints = {}, {}
   for name, model in frozen_models.items():
-    init = functools.partial(
-      state.init_params, model, image_size=size, text_length=length
-    )
-    params = _weights(f"frozen.{name}", config.frozen[name].init, init)
+    params = load_weights(config, name, model)
     fingerprints[name] = params_lib.fingerprint(params)
     frozen[name] = jax.device_put(
       params, sharding.by_rules(params, config.frozen_sharding, mesh)
@@ -314,38 +262,20 @@ def load_frozen(
   return frozen, fingerprints
 
 
-def _weights(name, where, init):
-  """Weights of a frozen model from where its config says."""
+def load_weights(config: ConfigDict, name: str, model: nn.Module) -> Any:
+  """Weights of a frozen model, on the host, from where its config says."""
+  init = functools.partial(blueprint.init_params, model, config)
+  where = config.frozen[name].init
   if not where:
     raise config_lib.ConfigError(
-      f"config.{name}.init is empty; give the workdir or .npz file that holds"
-      " its weights, or 'random' to try things out."
+      f"config.frozen.{name}.init is empty; give the workdir or .npz file that"
+      " holds its weights, or 'random' to try things out."
     )
   rng = jax.random.key(0)
   if where == RANDOM:
     logging.warning(
-      "%s has random weights: its scores and its teaching mean nothing.", name
+      "frozen.%s has random weights: its scores and its teaching mean nothing.",
+      name,
     )
     return jax.device_get(jax.jit(init)(rng))
   return params_lib.merge(params_lib.load(where), jax.eval_shape(init, rng))
-
-
-def step_costs(config: ConfigDict) -> ledger.Ledger:
-  """FLOPs of a step of a resolved config."""
-  size, length = config.input.image_size, config.input.text_length
-  recipe = Recipe.from_config(config)
-
-  def count(table):
-    # The vocabulary has no part in the cost: looking up is no product.
-    table = model_config(table, vocab_size=1)
-    return models.count(table, size, length)
-
-  student = count(config.student)
-  frozen = {name: count(config.frozen[name]) for name in recipe.frozen}
-  return ledger.count(
-    recipe,
-    student.macs,
-    {name: cost.macs for name, cost in frozen.items()},
-    width=student.width,
-    frozen_widths={name: cost.width for name, cost in frozen.items()},
-  )

@@ -51,6 +51,7 @@ def count(
   width: int,
   frozen_widths: Mapping[str, int] | None = None,
   cached: tuple[str, ...] = (),
+  scoring_macs: Mapping[str, float] | None = None,
 ) -> Ledger:
   """Counts the FLOPs of one step of a method.
 
@@ -64,15 +65,24 @@ def count(
     width: of the student's embeddings.
     frozen_widths: of each frozen model's; the student's where not given.
     cached: frozen models whose embeddings come with the batch.
+    scoring_macs: multiply-accumulates of scoring one pair, where they are
+      fewer: under "" the student's, and those of frozen models by name.
   """
   b, big = recipe.batch_size, recipe.super_batch
-  forward = 2.0 * student_macs
+  cheap = scoring_macs or {}
+  forward, scoring = 2.0 * student_macs, 2.0 * cheap.get("", student_macs)
   iid = (1 + BACKWARD) * forward * b
-  parts = {"training": iid}
+  share = recipe.scoring.cotrain if recipe.cotrains else 0.0
+  training = (1 - share) * iid + share * (1 + BACKWARD) * scoring * b
+  parts = {"training": training}
+  if recipe.accumulates and not recipe.reuses_scoring:
+    parts["first pass"] = training / (1 + BACKWARD)
   if recipe.scores_student:
-    parts["student scoring"] = forward * big
+    parts["student scoring"] = scoring * big
+  scored_cheaply = recipe.reference in cheap
   if recipe.reference and recipe.reference not in cached:
-    parts["reference scoring"] = 2.0 * frozen_macs[recipe.reference] * big
+    macs = cheap.get(recipe.reference) or frozen_macs[recipe.reference]
+    parts["reference scoring"] = 2.0 * macs * big
   if recipe.curated:
     widths = [width] if recipe.scores_student else []
     if recipe.reference:
@@ -81,12 +91,14 @@ def count(
   taught = [
     frozen_macs[name]
     for name, _ in recipe.teachers
-    if name not in cached and name != recipe.reference
+    if name not in cached and (name != recipe.reference or scored_cheaply)
   ]
   if taught:
     parts["teachers"] = sum(2.0 * macs * b for macs in taught)
   if recipe.teachers and recipe.distill_batch == "iid":
-    parts["iid batch"] = iid
+    parts["iid batch"] = training
+    if recipe.accumulates:  # No scoring stands in for its first pass.
+      parts["iid batch"] += training / (1 + BACKWARD)
   return Ledger(parts, iid, trained=b, scored=big if recipe.curated else 0)
 
 

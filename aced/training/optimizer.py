@@ -103,7 +103,12 @@ def _add_decay(weight, multipliers):
 
   def update(updates, params):
     return jax.tree.map(
-      lambda u, p, m: u + weight * m * p, updates, params, multipliers(params)
+      # Left out where it is zero, or the update would hang on the parameter
+      # and XLA could not write it in its place.
+      lambda u, p, m: u + weight * m * p if weight * m else u,
+      updates,
+      params,
+      multipliers(params),
     )
 
   return optax.stateless(update)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced import curation
-from aced.objectives import ring
+from aced.objectives import blocks
 from aced.training import sharding
 
 
@@ -152,7 +152,7 @@ class Recipe:
   def ring(self, mesh: jax.sharding.Mesh) -> bool:
     """Whether losses are computed block by block."""
     if self.loss_form == "auto":
-      return self.batch_size**2 // mesh.size > ring.BLOCK
+      return self.batch_size**2 // mesh.size > blocks.BLOCK
     return self.loss_form == "ring"
 
   def check(self, mesh: jax.sharding.Mesh) -> None:

@@ -61,8 +61,17 @@ def _parameters(run, state):
 
   lines = [line("student", state.params)]
   lines += [
-    line(f"{name} (frozen)", tree, f"   fingerprint {run.fingerprints[name]}")
+    line(
+      f"{name} (frozen)",
+      tree,
+      f"   fingerprint {run.identities[f'frozen.{name}']}",
+    )
     for name, tree in run.frozen.items()
+  ]
+  lines += [
+    f"{name + ' (frozen)':24} embeddings are read from {found.path},"
+    f" fingerprint {found.fingerprint}"
+    for name, found in run.caches.items()
   ]
   return lines
 
@@ -86,10 +95,10 @@ def _arithmetic(run):
   if not recipe.curated:
     return [*lines, "no curation: every pair that is read is trained on"]
   ratio = 1 - recipe.batch_size / recipe.super_batch
+  scored = recipe.super_batch * run.total_steps
   lines.append(
     f"super-batch B = {recipe.super_batch:,}, filter ratio {ratio:.3g}:"
-    f" {recipe.super_batch * run.total_steps:,} scored pairs,"
-    f" {recipe.super_batch * run.total_steps / len(run.source):.2f} epochs"
+    f" {scored:,} scored pairs, {scored / len(run.input.source):.2f} epochs"
   )
   if recipe.method == "joint":
     lines.append(

@@ -46,6 +46,20 @@ def init_params(
   return model.init(rng, image, labels)["params"]
 
 
+def initial(
+  init, optimizer: optax.GradientTransformation, seed: int, given: Any = None
+) -> TrainState:
+  """The state before the first step, as `create` makes it on the devices."""
+  init_rng, run_rng = jax.random.split(jax.random.key(seed))
+  params = {**init(init_rng), **(given or {})}
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    rng=jax.random.key_data(run_rng),
+  )
+
+
 def create(
   init,
   optimizer: optax.GradientTransformation,
@@ -70,14 +84,7 @@ def create(
   given = given or {}
 
   def build(given):
-    init_rng, run_rng = jax.random.split(jax.random.key(seed))
-    params = {**init(init_rng), **given}
-    return TrainState(
-      step=jnp.int32(0),
-      params=params,
-      opt_state=optimizer.init(params),
-      rng=jax.random.key_data(run_rng),
-    )
+    return initial(init, optimizer, seed, given)
 
   where = shardings(lambda: build(given), mesh, rules)
   jitted = jax.jit(build, out_shardings=where)

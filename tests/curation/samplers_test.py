@@ -13,8 +13,8 @@ from aced.curation import (
   sample_independently,
   sample_jointly,
   sample_uniformly,
+  super_batch_size,
 )
-from aced.curation.samplers import super_batch_size
 
 SAMPLERS = (sample_jointly, sample_independently, sample_uniformly)
 

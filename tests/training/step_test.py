@@ -53,7 +53,7 @@ def test_one_and_eight_devices_are_the_same(method):
   _, eight = Setup(METHODS[method], devices=8).run()
   for a, b in zip(one, eight, strict=True):
     assert a.keys() == b.keys()
-    for name in a.keys():
+    for name in a:
       # The same sums in another order. A score of the softmax loss is a small
       # difference of log-sum-exps of size 10, and loses a digit by it.
       abs_ = 1e-4 if name.startswith("curation/") else 1e-5
