@@ -65,13 +65,14 @@ def make_plan(
   found = {
     "config": config.name,
     "topology": topology,
-    "chips": plan.mesh.size,
     "chip": chip.name,
+    "chips": plan.mesh.size // chip.devices,
+    "devices": plan.mesh.size,
     "mesh": dict(plan.mesh.shape),
     "memory": _memory(compiled, chip),
     "sizes": _sizes(plan),
     "program": {
-      "flops_per_chip": compiled.flops / plan.mesh.size,
+      "flops_per_device": compiled.flops / plan.mesh.size,
       "collectives": {
         kind: {"count": moved.count, "bytes": moved.bytes}
         for kind, moved in compiled.collectives.items()
@@ -102,7 +103,7 @@ def _memory(compiled: planning.Compiled, chip: chips.Chip) -> dict[str, Any]:
     "use": compiled.use._asdict() if compiled.use else None,
     "needed": compiled.total,
     "usable": compiled.limit,
-    "chip": chip.memory,
+    "device": chip.memory,
     "fits": compiled.fits,
   }
 
@@ -113,8 +114,8 @@ def _sizes(plan: Blueprint) -> dict[str, Any]:
     "batch": recipe.batch_size,
     "super_batch": recipe.super_batch,
     "filter_ratio": 1 - recipe.batch_size / recipe.super_batch,
-    "batch_per_chip": recipe.batch_size // count,
-    "super_batch_per_chip": recipe.super_batch // count,
+    "batch_per_device": recipe.batch_size // count,
+    "super_batch_per_device": recipe.super_batch // count,
     "chunks": recipe.num_chunks if recipe.method == "joint" else 1,
     "scope": recipe.scope,
     "loss_in_blocks": recipe.ring(plan.mesh),
@@ -127,7 +128,8 @@ def _run(plan, chip, examples, mfu, price) -> dict[str, Any]:
   steps = examples / plan.recipe.batch_size
   hours = None
   if chip.flops:
-    hours = plan.costs.total * steps / (chip.flops * mfu) / 3600
+    speed = chip.flops * chip.devices * mfu
+    hours = plan.costs.total * steps / speed / 3600
   return {
     "examples_trained": examples,
     "examples_read": steps * plan.recipe.super_batch,
@@ -136,7 +138,7 @@ def _run(plan, chip, examples, mfu, price) -> dict[str, Any]:
     "mfu": mfu,
     "chip_hours": hours,
     "iid_chip_hours": hours and hours / plan.costs.relative,
-    "wall_hours": hours and hours / plan.mesh.size,
+    "wall_hours": hours and hours * chip.devices / plan.mesh.size,
     "price": price and hours and price * hours,
   }
 
@@ -146,10 +148,10 @@ def render(plan: Mapping[str, Any]) -> str:
   mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
   sections = {
     f"{plan['config']} on {plan['topology']}": [
-      f"{plan['chips']} x {plan['chip']}, mesh {mesh}"
+      f"{plan['chips']} x {plan['chip']}, {plan['devices']} devices, mesh {mesh}"
     ],
     "super-batch": _size_lines(plan["sizes"]),
-    "memory of a chip": _memory_lines(plan["memory"]),
+    "memory of a device": _memory_lines(plan["memory"]),
     "program": _program_lines(plan["program"]),
     "cost of a step": _ledger_lines(plan["ledger"]),
     "the whole run": _run_lines(plan["run"]),
@@ -166,10 +168,10 @@ def render(plan: Mapping[str, Any]) -> str:
 def _size_lines(sizes):
   form = "block by block" if sizes["loss_in_blocks"] else "dense"
   lines = [
-    f"B = {sizes['super_batch']:,} scored, {sizes['super_batch_per_chip']:,}"
-    " on each chip",
-    f"b = {sizes['batch']:,} trained on, {sizes['batch_per_chip']:,} on each"
-    f" chip; loss {form}",
+    f"B = {sizes['super_batch']:,} scored, {sizes['super_batch_per_device']:,}"
+    " on each device",
+    f"b = {sizes['batch']:,} trained on, {sizes['batch_per_device']:,} on each"
+    f" device; loss {form}",
   ]
   if sizes["filter_ratio"]:
     lines.append(
@@ -185,18 +187,19 @@ def _memory_lines(memory):
     lines.append("the compiler gave up for want of memory")
   else:
     lines += [f"{name:24} {_gb(size)}" for name, size in memory["use"].items()]
+  total = _gb(memory["device"]).strip()
   verdict = "fits" if memory["fits"] else "DOES NOT FIT"
   return [
     *lines,
     f"{'needed':24} {_gb(memory['needed'])}",
-    f"{'usable of ' + _gb(memory['chip']).strip():24} {_gb(memory['usable'])}",
+    f"{f'usable of {total}':24} {_gb(memory['usable'])}",
     f"{verdict}: {memory['needed'] / memory['usable']:.0%} of what is usable",
   ]
 
 
 def _program_lines(found):
   lines = [
-    f"{'FLOPs of a chip':24} {found['flops_per_chip'] / 1e12:10.3f} T"
+    f"{'FLOPs of a device':24} {found['flops_per_device'] / 1e12:10.3f} T"
     "   (matrix products, recomputed ones too)"
   ]
   for kind, moved in sorted(found["collectives"].items()):

@@ -45,7 +45,8 @@ def curated(**changes):
   }
   for key, value in changes.items():
     section, _, name = key.rpartition("__")
-    (config[section] if section else config)[name] = value
+    table = config.setdefault(section, {}) if section else config
+    table[name] = value
   return config
 
 

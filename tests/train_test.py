@@ -191,9 +191,10 @@ def test_a_reference_of_another_shape_is_refused_by_name(repository, tmp_path):
     train(config, tmp_path / "run")
 
 
-def command(repository, *args):
+def command(repository, *args, module="aced.train"):
+  """Runs a command on one device; returns its exit status and its errors."""
   done = subprocess.run(
-    [sys.executable, "-m", "aced.train", *args],
+    [sys.executable, "-m", module, *args],
     capture_output=True,
     text=True,
     cwd=repository,

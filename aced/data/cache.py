@@ -104,14 +104,11 @@ def whole(folder: pathlib.Path, shard: int, contents: Contents) -> bool:
     if not path.stat().st_size:
       return False
     reader = array_record.ArrayRecordReader(str(path))
+    count = reader.num_records()
+    reader.close()  # Of a file that is cut short this raises as well.
   except (OSError, RuntimeError, ValueError):
     return False
-  try:
-    return reader.num_records() == len(contents.rows(shard))
-  except (RuntimeError, ValueError):
-    return False
-  finally:
-    reader.close()
+  return count == len(contents.rows(shard))
 
 
 def write_shard(
@@ -223,7 +220,15 @@ class EmbeddingCache:
     shards, entries = np.divmod(np.asarray(indices), size)
     for shard in np.unique(shards):
       rows = np.flatnonzero(shards == shard)
-      found = self._reader(int(shard)).read([int(k) for k in entries[rows]])
+      wanted = entries[rows].tolist()
+      try:
+        found = self._reader(int(shard)).read(wanted)
+      except RuntimeError as error:  # Its checksums do not agree.
+        path = shard_path(self.path, int(shard), self.contents.shards)
+        raise CacheError(
+          f"{path} is damaged: {error}. Remove it and run python -m aced.cache"
+          " with the same arguments again, which makes it anew."
+        ) from error
       yield from zip(rows.tolist(), found, strict=True)
 
   def _reader(self, shard):

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from aced.models import placement
+
 # Rows of a host, `(n, ...)` -> their embeddings, `(n, d)`. With several
 # processes each passes and receives its own rows, all calling in step.
 Embed = Callable[[np.ndarray], Any]
@@ -67,7 +69,8 @@ def split_rows(
 
   @jax.jit
   def embed(params, rows):
-    z = function(params, rows).astype(np.float32)
+    with placement.rows_over(mesh):
+      z = function(params, rows).astype(np.float32)
     return jax.lax.with_sharding_constraint(z, sharding)
 
   def embed_local(params, rows):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aced.models import placement
+
 # Policies of `jax.checkpoint_policies`; others there are makers of policies.
 POLICIES = (
   "everything_saveable",
@@ -43,7 +45,7 @@ class MlpBlock(nn.Module):
     }
     width = x.shape[-1]
     x = nn.Dense(self.mlp_dim or 4 * width, name="Dense_0", **init)(x)
-    x = nn.gelu(x)
+    x = nn.gelu(placement.rows(x))
     x = nn.Dropout(rate=self.dropout)(x, deterministic=not train)
     return nn.Dense(width, name="Dense_1", **init)(x)
 
@@ -67,14 +69,15 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False):
     """Maps `(n, l, d)` to itself; the second value is a scan's empty output."""
     drop = nn.Dropout(rate=self.dropout, deterministic=not train)
+    x = placement.rows(x)
     y = nn.LayerNorm(name="LayerNorm_0")(x)
-    y = attention(self.num_heads, self.dtype_mm)(y, y)
+    y = placement.rows(attention(self.num_heads, self.dtype_mm)(y, y))
     x = x + drop(y).astype(x.dtype)
     y = nn.LayerNorm(name="LayerNorm_1")(x)
     y = MlpBlock(self.mlp_dim, self.dropout, self.dtype_mm, name="MlpBlock_0")(
       y, train
     )
-    return x + drop(y).astype(x.dtype), None
+    return placement.rows(x + drop(y).astype(x.dtype)), None
 
 
 class Encoder(nn.Module):

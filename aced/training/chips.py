@@ -19,13 +19,15 @@ class Chip(NamedTuple):
 
   Attributes:
     name: as people say it.
-    memory: bytes.
-    flops: peak FLOP/s of dense bfloat16 products; 0 is not known.
+    memory: bytes of one device.
+    flops: peak FLOP/s of dense bfloat16 products of one device; 0 is not known.
+    devices: that JAX makes of one chip.
   """
 
   name: str
   memory: int
   flops: float
+  devices: int = 1
 
 
 # By a part of `device_kind`, the first that matches.
@@ -33,7 +35,8 @@ CHIPS = {
   "TPU v6 lite": Chip("v6e", 32 * GIB, 918e12),
   "TPU v5 lite": Chip("v5e", 16 * GIB, 197e12),
   "TPU v5": Chip("v5p", 95 * GIB, 459e12),
-  "TPU v4": Chip("v4", 32 * GIB, 275e12),
+  # Ahead of time it is compiled for as two cores with half of all each.
+  "TPU v4": Chip("v4", 16 * GIB, 137.5e12, devices=2),
   "H200": Chip("H200", 141 * 10**9, 989e12),
   "H100": Chip("H100", 80 * GIB, 989e12),
   "A100": Chip("A100", 40 * GIB, 312e12),
@@ -92,8 +95,10 @@ def devices(topology: str) -> Sequence[jax.Device]:
     )
   for name, value in _COMPILE_ONLY.items():
     os.environ.setdefault(name, value)
-  found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-  return found.devices
+  single = {"chips_per_host_bounds": [1, 1, 1]} if ":1x1" in topology else {}
+  return topologies.get_topology_desc(
+    platform="tpu", topology_name=topology, **single
+  ).devices
 
 
 def chip_of(device: jax.Device) -> Chip:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aced.embeddings import Embeddings
-from aced.models import flexi
+from aced.models import flexi, placement
 from aced.training import accumulation
 from aced.training.recipe import Scoring
 
@@ -41,12 +41,12 @@ class Embedder:
   Attributes:
     model: keeps the contract of two towers.
     scoring: how it scores.
-    devices: over which rows are split, in blocks.
+    mesh: over whose devices rows are split, in blocks; None is one device.
   """
 
   model: nn.Module
   scoring: Scoring
-  devices: int = 1
+  mesh: jax.sharding.Mesh | None = None
 
   def score(self, params: Any, batch: Batch) -> Embeddings:
     """Embeds a super-batch for scoring, as constants."""
@@ -60,11 +60,12 @@ class Embedder:
     """Embeds rows for training: a share of them as scoring does."""
     cheap = self._cheap(batch)
     if cheap is None or not self.scoring.cotrain:
-      return embed(self.model, params, batch, train=True, rng=rng)
-    parts, restore = _divide(_pairs(batch), self.devices, self.scoring.cotrain)
+      return self._embed(None, params, batch, train=True, rng=rng)
+    devices = 1 if self.mesh is None else self.mesh.size
+    parts, restore = _divide(_pairs(batch), devices, self.scoring.cotrain)
     rngs = jax.random.split(rng)
     found = [
-      _embed(self.model, flexed, params, part, train=True, rng=rng)
+      self._embed(flexed, params, part, train=True, rng=rng)
       for flexed, part, rng in zip((cheap, None), parts, rngs, strict=True)
     ]
     zimg, ztxt = restore([e[:2] for e in found])
@@ -86,25 +87,25 @@ class Embedder:
     rows, size = _pairs(batch), self.scoring.microbatch
     n = batch["image"].shape[0]
     if not size or size >= n:
-      found = _embed(self.model, flexed, params, rows)
+      found = self._embed(flexed, params, rows)
     else:
       found = accumulation.map_rows(
-        lambda part, _: _embed(self.model, flexed, params, part), rows, size
+        lambda part, _: self._embed(flexed, params, part), rows, size
       )
     return found.stop_gradient()
+
+  def _embed(self, flexed, params, batch, **train):
+    """`embed`, by the model as it is or as it is flexed."""
+    model = self.model
+    if flexed is not None:
+      batch = {**batch, "image": flexed.images(batch["image"])}
+      model, params = flexed.model, flexed.params(params)
+    with placement.rows_over(self.mesh):
+      return embed(model, params, batch, **train)
 
 
 def _pairs(batch):
   return {k: batch[k] for k in ("image", "labels")}
-
-
-def _embed(model, flexed, params, batch, **train):
-  """`embed`, by the model as it is or as it is flexed."""
-  if flexed is None:
-    return embed(model, params, batch, **train)
-  image = flexed.images(batch["image"])
-  params = flexed.params(params)
-  return embed(flexed.model, params, {**batch, "image": image}, **train)
 
 
 def _divide(rows, devices, share):

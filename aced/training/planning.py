@@ -240,7 +240,5 @@ def _exhausted(message: str) -> int | None:
   """Bytes that a compilation would have needed, if memory is what it lacked."""
   if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
     return None
-  found = re.search(r"Used ([\d.]+)([KMGT])i?B? of", message)
-  if not found:
-    return None
-  return int(float(found[1]) * _UNITS[found[2]])
+  found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
+  return found and int(float(found[1]) * _UNITS[found[2]])

@@ -229,7 +229,7 @@ class TrainStep:
     if student and not self.recipe.cotrains:
       scoring = dataclasses.replace(scoring, cotrain=0.0)
     model = self.model if student else self.frozen_models[name]
-    return Embedder(model, scoring, self.mesh.size)
+    return Embedder(model, scoring, self.mesh)
 
   def gradients(
     self, params: Any, draw: Draw, rngs: Sequence[jax.Array]

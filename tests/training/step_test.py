@@ -243,3 +243,58 @@ def test_sizes_that_the_mesh_cannot_carry_are_refused():
     ValueError, match="not divisible by scoring.microbatch=32"
   ):
     Setup({**METHODS["h_acid"], "scoring": {"microbatch": 32}})
+
+
+@pytest.mark.parametrize("method", ["h_acid", "acidistill", "softmax"])
+def test_ring_losses_take_the_same_steps(method):
+  _, dense = Setup(METHODS[method]).run()
+  setup = Setup({**METHODS[method], "loss_form": "ring"})
+  assert setup.recipe.ring(setup.mesh)
+  _, ring = setup.run()
+  for a, b in zip(dense, ring, strict=True):
+    for name in a:
+      abs_ = 1e-4 if name.startswith("curation/") else 1e-5
+      assert b[name] == pytest.approx(a[name], rel=1e-5, abs=abs_), name
+
+
+def test_losses_are_in_blocks_where_the_logits_are_large():
+  setup = Setup({"batch_size": 16, "total_steps": 5})
+  assert not setup.recipe.ring(setup.mesh)
+  large = Setup({"batch_size": 32_768, "total_steps": 5})
+  assert large.recipe.ring(large.mesh)
+
+
+@pytest.mark.parametrize("method", ["h_acid", "iidistill"])
+def test_per_device_quotas_move_no_picture(method):
+  """Every device trains on its own rows, and none is sent."""
+  # Chunks of 8, one of each device.
+  config = {**METHODS[method]}
+  config["curation"] = config["curation"] | {
+    "scope": "per_device",
+    "num_chunks": 2,
+  }
+  setup = Setup(config)
+  batch = make_batch(80)
+  batch["labels"] = np.repeat(np.arange(8), 10)[:, None].repeat(3, 1)
+  batch["labels"] = batch["labels"].astype(np.int32)
+  draw = jax.jit(setup.step.draw)
+  args = (
+    jax.random.key(0),
+    setup.init().params,
+    setup.frozen,
+    setup.put(batch),
+  )
+  found = draw(*args)
+  for rows in (found.learn, found.distil):
+    np.testing.assert_array_equal(
+      rows["labels"][:, 0], np.repeat(np.arange(8), 2)
+    )
+  assert "all-to-all" not in draw.lower(*args).compile().as_text()
+  _, metrics = setup.run(2)
+  assert np.isfinite(metrics[-1]["loss"])
+
+
+def test_per_device_needs_chunks_that_divide():
+  config = curated(curation__scope="per_device")
+  with pytest.raises(ValueError, match="chunk of 4 pairs does not divide over"):
+    Setup(config)
