@@ -146,10 +146,9 @@ def _run(plan, chip, examples, mfu, price) -> dict[str, Any]:
 def render(plan: Mapping[str, Any]) -> str:
   """A plan as text for the terminal."""
   mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+  count = f"{plan['chips']} x {plan['chip']}, {plan['devices']} devices"
   sections = {
-    f"{plan['config']} on {plan['topology']}": [
-      f"{plan['chips']} x {plan['chip']}, {plan['devices']} devices, mesh {mesh}"
-    ],
+    f"{plan['config']} on {plan['topology']}": [f"{count}, mesh {mesh}"],
     "super-batch": _size_lines(plan["sizes"]),
     "memory of a device": _memory_lines(plan["memory"]),
     "program": _program_lines(plan["program"]),

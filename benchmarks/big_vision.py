@@ -45,7 +45,8 @@ from ml_collections import ConfigDict
 
 from aced import models
 from aced.training import optimizer, sharding, state
-from aced.training.step import Recipe, TrainStep
+from aced.training.recipe import Recipe
+from aced.training.step import TrainStep
 from benchmarks.step import method, student_config
 
 TRAINER = "big_vision.trainers.proj.image_text.siglip"

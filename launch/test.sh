@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Runs the test suite and the linter: launch/test.sh [pytest arguments]
+# Runs the test suite and the linter: launch/test.sh [--tpu] [pytest arguments]
 # Makes .venv and installs what the tests need where that is not there yet.
+# --tpu installs the TPU compiler too, which the tests marked `tpu` need; no TPU
+# is used. `launch/test.sh --tpu -m tpu` runs them alone.
 
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-install_extras test
+extras=test
+if [ "${1:-}" = "--tpu" ]; then
+  extras="test,tpu"
+  shift
+fi
+install_extras "$extras"
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

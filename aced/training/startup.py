@@ -92,6 +92,13 @@ def _arithmetic(run):
     f"{run.total_steps:,} steps x b = {recipe.batch_size:,} pairs"
     f" = {trained:,} trained pairs"
   ]
+  if recipe.accumulates:
+    lines.append(
+      f"its gradient in {recipe.batch_size // recipe.microbatch} pieces of"
+      f" {recipe.microbatch:,}"
+    )
+  if recipe.ring(run.mesh):
+    lines.append("the loss block by block, its logits are never whole")
   if not recipe.curated:
     return [*lines, "no curation: every pair that is read is trained on"]
   ratio = 1 - recipe.batch_size / recipe.super_batch
@@ -102,9 +109,23 @@ def _arithmetic(run):
   )
   if recipe.method == "joint":
     lines.append(
-      f"{recipe.num_chunks} chunks of {recipe.batch_size // recipe.num_chunks}"
+      f"{recipe.num_chunks} chunks of {recipe.batch_size // recipe.num_chunks},"
+      f" scope {recipe.scope}"
     )
+  if recipe.scoring.cheap:
+    lines.append(f"scored at {_cheap(recipe.scoring)}")
   return lines
+
+
+def _cheap(scoring):
+  """How cheap scoring looks at pictures."""
+  parts = {
+    "resolution": scoring.resolution,
+    "patches of": scoring.patch_size,
+    "token_drop": scoring.token_drop,
+  }
+  text = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
+  return f"{text}; {scoring.cotrain:.0%} of each batch trains so too"
 
 
 def _compiled(compiled):
