@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from aced import config as config_lib
-from aced.training import chips, planning
+from aced.training import chips, planning, startup
 from aced.training.blueprint import Blueprint
 
 DEFAULT_MFU = 0.4
@@ -147,7 +147,7 @@ def render(plan: Mapping[str, Any]) -> str:
   """A plan as text for the terminal."""
   mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
   count = f"{plan['chips']} x {plan['chip']}, {plan['devices']} devices"
-  sections = {
+  parts = {
     f"{plan['config']} on {plan['topology']}": [f"{count}, mesh {mesh}"],
     "super-batch": _size_lines(plan["sizes"]),
     "memory of a device": _memory_lines(plan["memory"]),
@@ -156,12 +156,8 @@ def render(plan: Mapping[str, Any]) -> str:
     "the whole run": _run_lines(plan["run"]),
   }
   if plan.get("suggestions"):
-    sections["what would make it fit"] = _suggestion_lines(plan["suggestions"])
-  lines = []
-  for title, body in sections.items():
-    lines.append(f"── {title} ".ljust(72, "─"))
-    lines += [f"  {line}" for line in body]
-  return "\n".join(lines)
+    parts["what would make it fit"] = _suggestion_lines(plan["suggestions"])
+  return startup.sections(parts)
 
 
 def _size_lines(sizes):

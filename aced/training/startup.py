@@ -1,5 +1,6 @@
 """What a run says before its first step."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +19,23 @@ def report(run: Run, state: Any, batch: Any, compiled: Any) -> str:
     batch: a super-batch, on the devices.
     compiled: the compiled step, for its memory and FLOPs.
   """
-  sections = {
-    "config": _config(run),
-    "devices": _devices(run),
-    "parameters": _parameters(run, state),
-    "batch": _batch(batch),
-    "super-batch": _arithmetic(run),
-    "compiled step": _compiled(compiled),
-    "cost of a step": _costs(run),
-  }
+  return sections(
+    {
+      "config": _config(run),
+      "devices": _devices(run),
+      "parameters": _parameters(run, state),
+      "batch": _batch(batch),
+      "super-batch": _arithmetic(run),
+      "compiled step": _compiled(compiled),
+      "cost of a step": _costs(run),
+    }
+  )
+
+
+def sections(parts: Mapping[str, Sequence[str]]) -> str:
+  """Lines under titles, as text for the terminal."""
   lines = []
-  for title, body in sections.items():
+  for title, body in parts.items():
     lines.append(f"── {title} ".ljust(72, "─"))
     lines += [f"  {line}" for line in body]
   return "\n".join(lines)
