@@ -8,6 +8,7 @@ one function with two switches, curation and distillation:
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -239,7 +240,7 @@ class TrainStep:
     passes = [accumulation.Pass(draw.learn, rngs[0], draw.student)]
     if draw.distil is not draw.learn:
       passes.append(accumulation.Pass(draw.distil, rngs[1]))
-    loss = lambda params, *embedded: self.losses(params, draw, embedded)  # noqa: E731
+    loss = functools.partial(self.losses, draw)
     if recipe.accumulates:
       return accumulation.gradients(
         student.train, loss, params, passes, recipe.microbatch
@@ -252,15 +253,15 @@ class TrainStep:
     return jax.value_and_grad(whole, has_aux=True)(params)
 
   def losses(
-    self, params: Any, draw: Draw, embedded: Sequence[Embeddings]
+    self, draw: Draw, params: Any, *embedded: Embeddings
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss to minimise, and its parts by name.
 
     Args:
-      params: for the linear maps of feature distillation.
       draw: what is learnt from.
-      embedded: the student's embeddings of the `learn` rows and, where they are
-        others, of the `distil` rows.
+      params: for the linear maps of feature distillation.
+      *embedded: the student's embeddings of the `learn` rows and, where they
+        are others, of the `distil` rows.
     """
     recipe, form = self.recipe, self.form()
     contrastive = form.contrastive[recipe.loss](
