@@ -22,7 +22,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aced.curation import fused
 from aced.curation.scores import (
   LOSSES,
   SCORES,
@@ -37,7 +36,7 @@ from aced.curation.sizes import check_mesh, check_sizes
 from aced.embeddings import Embeddings
 
 # What computes the scores that a chunk adds: XLA, or one fused Pallas kernel.
-KERNELS = {"xla": added_scores, "pallas": fused.added_scores}
+KERNELS = ("xla", "pallas")
 
 
 class Selection(NamedTuple):
@@ -140,7 +139,7 @@ def sample_jointly(
       num_chunks,
       size,
       shards,
-      KERNELS[kernel],
+      _kernel(kernel),
     )
     next_chunk = partial(
       _draw, size=size, gain=gain, temperature=temperature, shards=shards
@@ -169,6 +168,15 @@ def sample_jointly(
   return _on_shards(draw, mesh, scope)(
     rng, embeddings, available, gain, temperature
   )
+
+
+def _kernel(name: str) -> Callable[..., jax.Array]:
+  """What computes `added_scores`. Pallas takes half a second to import."""
+  if name == "xla":
+    return added_scores
+  from aced.curation import fused
+
+  return fused.added_scores
 
 
 def sample_independently(
