@@ -14,6 +14,7 @@ VERSION = re.search(
 
 CORE = [
   "absl-py>=2.1",
+  "array-record>=0.8",
   "flax>=0.12.8",
   "grain>=0.2.18",
   "jax>=0.10,<0.13",

@@ -30,7 +30,7 @@ install_extras() {
     python="$(find_python)"
     echo "making .venv with $("$python" --version)"
     if command -v uv >/dev/null 2>&1; then
-      uv venv --quiet --python "$python" .venv
+      uv venv --quiet --seed --python "$python" .venv
     else
       "$python" -m venv .venv
     fi

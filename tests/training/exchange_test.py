@@ -17,6 +17,9 @@ POOLS = {
 }
 
 
+placed_by = jax.jit(place, static_argnums=(1, 2))
+
+
 def draw(pool, seed, size=64):
   drawn = np.random.default_rng(seed).permutation(POOLS[pool])[:size]
   return jnp.asarray(drawn, jnp.int32)
@@ -26,7 +29,7 @@ def draw(pool, seed, size=64):
 @pytest.mark.parametrize("seed", range(3))
 def test_placed_rows_are_the_selected_ones(pool, seed):
   indices = draw(pool, seed)
-  placed = place(indices, ROWS, DEVICES)
+  placed = placed_by(indices, ROWS, DEVICES)
   assert sorted(placed.order.tolist()) == list(range(64))
   held = np.bincount(np.asarray(indices) // ROWS, minlength=DEVICES)
   # No more rows move than must, and a device never sends and receives.
@@ -43,7 +46,7 @@ def test_placed_rows_are_the_selected_ones(pool, seed):
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_one_device_sends_is_spread(pool):
-  placed = place(draw(pool, 0), ROWS, DEVICES)
+  placed = placed_by(draw(pool, 0), ROWS, DEVICES)
   moved = np.asarray(placed.turn) >= 0
   pairs = np.asarray(placed.source) * DEVICES + np.arange(64) // 8
   for pair in np.unique(pairs[moved]):
@@ -80,7 +83,7 @@ def test_nothing_is_sent_where_nothing_moves():
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
   indices = jnp.arange(160).reshape(8, 20)[:, 3:11].reshape(-1)
   x = sharding.shard_rows(jnp.arange(160), mesh)
-  placed = place(indices, ROWS, DEVICES)
+  placed = placed_by(indices, ROWS, DEVICES)
   run = jax.jit(lambda x, p: exchange(x, p, mesh, moves=False))
   np.testing.assert_array_equal(run(x, placed), indices)
   text = run.lower(x, placed).compile().as_text()

@@ -56,3 +56,27 @@ def test_selection_flops_by_hand():
   recipe = Recipe.from_config(config_lib.resolve(curated()))
   by_hand = 2 * 80 * 768 + 3 * 2 * (2 * 80 * 4 * 768)
   assert ledger.selection_flops(recipe, 768) == by_hand
+
+
+def test_accumulation_costs_a_forward_pass_unless_scoring_made_it():
+  pieces = {"accumulation": {"microbatch": 8}}
+  assert count(**pieces).total == count().total
+  easy = {"curation__score": "easy_reference"}
+  extra = count(**easy, **pieces).total - count(**easy).total
+  assert extra == pytest.approx(2 * STUDENT * 16)
+
+
+def test_cheap_scoring_makes_half_of_training_cheap_too():
+  recipe = Recipe.from_config(
+    config_lib.resolve(curated(scoring={"patch_size": 32}))
+  )
+  costs = ledger.count(
+    recipe,
+    STUDENT,
+    {"reference": TEACHER},
+    width=768,
+    scoring_macs={"": STUDENT / 4},
+  )
+  assert costs.parts["student scoring"] == 2 * STUDENT / 4 * 80
+  assert costs.parts["training"] == 3 * 2 * STUDENT * 16 * (0.5 + 0.5 / 4)
+  assert costs.parts["reference scoring"] == 2 * TEACHER * 80
