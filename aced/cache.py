@@ -85,8 +85,8 @@ def write_cache(
     ValueError: a source, a tokenizer or weights are wrong.
   """
   config = config_lib.resolve(config)
-  inputs = open_input(config)
   check_request(config, model, batch_size, shard_records)
+  inputs, folder = open_input(config), prepare(output)
   encoder = make_encoder(config, model, inputs.tokenizer.vocab_size)
   contents = cache_lib.Contents(
     identities={"model": encoder.fingerprint, **inputs.identities()},
@@ -96,7 +96,6 @@ def write_cache(
     t=encoder.t,
     b=encoder.b,
   )
-  folder = pathlib.Path(output).expanduser().absolute()
   contents = claim(folder, contents)
   missing = _agreed(
     [
@@ -124,6 +123,26 @@ def write_cache(
   if processes > 1:
     multihost_utils.sync_global_devices("the cache is written")
   return cache_lib.EmbeddingCache(folder)
+
+
+def prepare(output: str | pathlib.Path) -> pathlib.Path:
+  """Makes the folder, and removes what a killed process left half written.
+
+  Raises:
+    CacheError: it cannot be made.
+  """
+  folder = pathlib.Path(output).expanduser().absolute()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise cache_lib.CacheError(
+      f"--output={output}: the folder cannot be made: {error.strerror}; name"
+      " one that can be written."
+    ) from error
+  if jax.process_index() == 0:
+    for part in folder.glob(".*.part-*"):
+      part.unlink(missing_ok=True)
+  return folder
 
 
 def check_request(
@@ -250,7 +269,11 @@ def _images(
   if part is None:
     return
   with eval_batches(
-    part, inputs.tokenizer, inputs.transform, batch_size=batch_size
+    part,
+    inputs.tokenizer,
+    inputs.transform,
+    batch_size=batch_size,
+    **inputs.reading,
   ) as batches:
     for batch in batches:
       kept = batch["index"] >= 0

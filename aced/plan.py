@@ -12,6 +12,7 @@ in its turn (minutes); `--nosuggest` leaves that out.
 """
 
 import json
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -183,12 +184,15 @@ def _memory_lines(memory):
   else:
     lines += [f"{name:24} {_gb(size)}" for name, size in memory["use"].items()]
   total = _gb(memory["device"]).strip()
-  verdict = "fits" if memory["fits"] else "DOES NOT FIT"
+  verdict, needed = "fits" if memory["fits"] else "DOES NOT FIT", "not told"
+  if memory["needed"]:
+    needed = _gb(memory["needed"])
+    verdict += f": {memory['needed'] / memory['usable']:.0%} of what is usable"
   return [
     *lines,
-    f"{'needed':24} {_gb(memory['needed'])}",
+    f"{'needed':24} {needed}",
     f"{f'usable of {total}':24} {_gb(memory['usable'])}",
-    f"{verdict}: {memory['needed'] / memory['usable']:.0%} of what is usable",
+    verdict,
   ]
 
 
@@ -251,6 +255,8 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
   logging.set_verbosity(logging.WARNING)
   values = flags.FLAGS
+  if values.output and not pathlib.Path(values.output).parent.is_dir():
+    sys.exit(f"--output={values.output}: there is no such folder; make it.")
   if values.topology != chips.LOCAL:
     # Or JAX would look for the chips that are compiled for.
     jax.config.update("jax_platforms", "cpu")
@@ -263,15 +269,14 @@ def main(argv: Sequence[str]) -> None:
       price=values.price,
       suggest=values.suggest,
     )
-    text = json.dumps(found, indent=2)
-    if values.output:
-      with open(values.output, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-  except (ValueError, OSError, ModuleNotFoundError) as error:
+  except (ValueError, ModuleNotFoundError, jax.errors.JaxRuntimeError) as error:
     if values.traceback:
       raise
     sys.exit(f"{type(error).__name__}: {error}\n(--traceback shows where.)")
+  text = json.dumps(found, indent=2)
   print(text if values.json else render(found))
+  if values.output:
+    pathlib.Path(values.output).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

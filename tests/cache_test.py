@@ -187,6 +187,23 @@ def test_what_cannot_be_cached_is_refused(repository, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_is_made_ready_first(repository, tmp_path):
+  (tmp_path / "file").write_text("not a folder")
+  with pytest.raises(CacheError, match="the folder cannot be made: Not a dir"):
+    make(smoke(repository), tmp_path / "file" / "cache")
+  part = tmp_path / "cache" / ".embeddings-00001-of-00003.array_record.part-7"
+  part.parent.mkdir()
+  part.write_text("half")
+  assert cache_command.prepare(part.parent) == part.parent
+  assert not part.exists()
+
+
+def test_records_are_read_as_the_config_says(repository, tmp_path):
+  config = smoke(repository, input__num_threads=0)
+  with pytest.raises(ConfigError, match="num_threads=0 must be 1 or above"):
+    make(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_files(repository, folder, tmp_path):
   path = tmp_path / "cache"

@@ -121,8 +121,37 @@ def test_memory_that_the_compiler_lacked_is_read_off_its_message():
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required"
     " for HLO temporaries (31.50G) exceeds available HBM (15.75G).",
   ):
-    assert planning._exhausted(message) == int(31.5 * 2**30)
-  assert planning._exhausted("INTERNAL: something else") is None
+    assert planning._needed(message) == int(31.5 * 2**30)
+    assert planning._OUT_OF_MEMORY.search(message)
+  message = "RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes."
+  assert planning._needed(message) == 12_345
+  assert planning._needed("RESOURCE_EXHAUSTED: of vmem") is None
+  assert not planning._OUT_OF_MEMORY.search("INTERNAL: something else")
+
+
+def test_a_change_that_cannot_be_compiled_loses_nothing(
+  repository, monkeypatch
+):
+  chip = chips.Chip("small", 10_000, 0.0)
+  monkeypatch.setattr(chips, "chip_of", lambda device: chip)
+  compile_step, calls = planning.compile_step, []
+
+  def compile_once(drawn_up):
+    calls.append(drawn_up)
+    if len(calls) > 1:
+      raise jax.errors.JaxRuntimeError("INTERNAL: a fault\nand its trace")
+    return compile_step(drawn_up)
+
+  monkeypatch.setattr(planning, "compile_step", compile_once)
+  found = plan.make_plan(smoke(repository), "local")
+  assert not found["memory"]["fits"] and len(found["suggestions"]) >= 3
+  assert {s["problem"] for s in found["suggestions"]} == {"INTERNAL: a fault"}
+  assert "does not fit: INTERNAL: a fault" in plan.render(found)
+
+
+def test_a_size_that_is_not_told_does_not_fit():
+  unknown = planning.Compiled(None, None, 5, 0.0, {})
+  assert not unknown.fits
 
 
 def test_cached_models_cost_nothing(repository):
@@ -168,6 +197,13 @@ def test_the_command(repository, tmp_path):
     module="aced.plan",
   )
   assert code == 1 and "topology 'v5e:3x3' is not known" in text
+  code, text = command(
+    repository,
+    "--config=configs/acid.py:smoke",
+    f"--output={tmp_path / 'none' / 'plan.json'}",
+    module="aced.plan",
+  )
+  assert code == 1 and "there is no such folder" in text
 
 
 def compiled_for(repository, topology, *flags):

@@ -161,6 +161,11 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(
     ({"mesh__data": 3}, "does not fit 8 devices"),
     ({"checkpoint__every_epochs": 1.0}, "checkpoint.every_steps, checkpoint"),
     ({"seed": -1}, "seed=-1"),
+    ({"scoring__resolution": 13}, "scoring.resolution=13 with patches of"),
+    ({"scoring__patch_size": 5}, r"patches of \(5, 5\) pixels"),
+    ({"curation__kernel": "pallas"}, "Use curation.kernel='xla'"),
+    ({"accumulation__microbatch": 12}, "microbatch=12 does not divide"),
+    ({"curation__scope": "per_device"}, "scope='per_device' draws an equal"),
   ],
 )
 def test_what_is_wrong_is_told_before_anything_is_made(

@@ -45,7 +45,8 @@ def default() -> ConfigDict:
   config.scoring = _scoring()
   config.accumulation = ConfigDict()
   # Examples of one forward and backward pass, on all devices together; the
-  # gradient is that of the whole batch all the same. 0 is all of them.
+  # gradient is that of the whole batch all the same, up to what dropout and
+  # cheap scoring draw. 0 is all of them.
   config.accumulation.microbatch = 0
 
   config.optimizer = _optimizer()

@@ -107,7 +107,7 @@ def sample_jointly(
     mask: `(n,)` bool, False for candidates that must not be drawn.
     scope: "global" or "per_device", see the module.
     mesh: over whose devices the rows are split, in blocks, by all axes in
-      their order; None is one device, or leaves it to XLA.
+      their order, which must be Auto; None is one device, or leaves it to XLA.
     kernel: "xla", or "pallas" for the fused kernel of `curation.fused`
       (sigmoid loss alone).
 
@@ -203,7 +203,8 @@ def sample_independently(
   result and errors are those of `sample_jointly`; `num_chunks` and `kernel` are
   accepted for the common shape and have no effect.
   """
-  del num_chunks, kernel
+  del num_chunks
+  check_choice("kernel", kernel, KERNELS)
   scores = pair_scores(student, reference, score=score, loss=loss)
   return _draw_once(
     rng, scores, batch_size, gain, temperature, mask, scope, mesh

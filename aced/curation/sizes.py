@@ -2,6 +2,7 @@
 
 import jax
 
+from aced import meshes
 from aced.curation.scores import check_choice
 from aced.curation.shards import SCOPES
 
@@ -68,15 +69,11 @@ def check_mesh(
     mesh: over which rows are split, if any.
 
   Raises:
-    ValueError: naming the size that is off.
+    ValueError: naming the size that is off; or the mesh has Explicit axes.
   """
   check_choice("scope", scope, SCOPES)
+  meshes.check_rows(mesh, super_batch, "super-batch")
   devices = 1 if mesh is None else mesh.size
-  if super_batch % devices:
-    raise ValueError(
-      f"the super-batch of {super_batch} pairs does not divide over"
-      f" {devices} devices; choose a multiple of {devices}."
-    )
   if scope == "per_device" and chunk_size % devices:
     raise ValueError(
       f"scope='per_device' draws an equal share of every chunk from each of"

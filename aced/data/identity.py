@@ -23,7 +23,8 @@ def of_source(source: Source) -> str:
     np.linspace(0, size - 1, min(SAMPLED, size), dtype=int)
   ):
     record = source[int(index)]
-    digest.update(json.dumps(record.get("text"), default=str).encode())
+    text = json.dumps(record.get("text"), default=_described)
+    digest.update(text.encode())
     digest.update(_image_bytes(record.get("image")))
   return f"{size} records, {digest.hexdigest()[:16]}"
 
@@ -34,6 +35,10 @@ def of_tokenizer(tokenizer: Any) -> str:
   return (
     f"{tokenizer.vocab_size} token ids, length {tokenizer.length}, {content}"
   )
+
+
+def _described(value: Any) -> str:
+  return value.cause if isinstance(value, BadRecord) else repr(value)
 
 
 def _image_bytes(image: Any) -> bytes:

@@ -68,11 +68,11 @@ def flex(
     image_size: side of the pictures it is given, in pixels.
     patch_size: in pixels; 0 is its own.
     resolution: side to which pictures are resampled; 0 is their own.
-    token_drop: share of the patch tokens that are left out.
+    token_drop: share of the patch tokens that are left out; 0 is its own.
 
   Raises:
-    ValueError: another kind of model, positions that are not learnt, or sizes
-      that do not divide.
+    ValueError: another kind of model, positions that are not learnt or of no
+      square grid, or sizes that do not divide.
   """
   if not isinstance(model, TwoTowers):
     raise ValueError(
@@ -85,7 +85,13 @@ def flex(
       f"image.posemb={tower.posemb!r} has no positions to resample; scoring at"
       " another patch size or resolution needs posemb='learn'."
     )
-  patch = (patch_size,) * 2 if patch_size else expand_image(tower).patch_size
+  own = expand_image(tower).patch_size
+  if own[0] != own[1]:
+    raise ValueError(
+      f"image.patch_size={own} gives position embeddings of no square grid,"
+      " which scoring at another patch size or resolution cannot resample."
+    )
+  patch = (patch_size,) * 2 if patch_size else own
   resolution = resolution or image_size
   if resolution > image_size or any(resolution % side for side in patch):
     raise ValueError(
@@ -93,7 +99,11 @@ def flex(
       f" be at most input.image_size={image_size} and a multiple of the patch"
       " size."
     )
-  fields = {**model.image, "patch_size": patch, "token_drop": token_drop}
+  fields = {
+    **model.image,
+    "patch_size": patch,
+    "token_drop": token_drop or tower.token_drop,
+  }
   return Flexed(model.clone(image=fields), resolution, patch)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from aced import meshes
 from aced.embeddings import logits
 
 # Logits of a block: 64 MB in float32, which fills any device's matrix units.
@@ -95,7 +96,11 @@ def walk(block, mesh, sides: Sides, *, rows, columns=_nothing):
 
   Returns:
     The accumulators of pictures and of texts, `(b, ...)` each.
+
+  Raises:
+    ValueError: the batch does not divide over the devices.
   """
+  meshes.check_rows(mesh, sides.images.place.shape[0], "batch")
   if mesh is None or mesh.size == 1:
     return _walk_local(block, sides, rows, columns, axes=(), devices=1)
   axes = tuple(mesh.axis_names)
@@ -112,11 +117,18 @@ def walk(block, mesh, sides: Sides, *, rows, columns=_nothing):
 def _walk_local(block, sides, rows, columns, axes, devices):
   """`walk` on one device's rows."""
   images, texts, scales = sides
-  sizes = images.place.shape[0], texts.place.shape[0]
-  parts = parts_of(*sizes)
+  count = texts.place.shape[0]
+  parts, width = parts_of(images.place.shape[0], count)
+  padding = parts * width - count
 
-  def cut(x):
-    return x.reshape(parts, sizes[1] // parts, *x.shape[1:])
+  def cut(x, fill=0):
+    x = jnp.pad(
+      x, [(0, padding), *[(0, 0)] * (x.ndim - 1)], constant_values=fill
+    )
+    return x.reshape(parts, width, *x.shape[1:])
+
+  def paste(x):
+    return x.reshape(-1, *x.shape[2:])[:count]
 
   def compare(row_sums, part):
     texts, column_sums = part
@@ -125,11 +137,11 @@ def _walk_local(block, sides, rows, columns, axes, devices):
 
   def turn(_, carry):
     texts, row_sums, column_sums = carry
-    cut_up = jax.tree.map(cut, (texts, column_sums))
-    row_sums, column_sums = jax.lax.scan(compare, row_sums, cut_up)
-    column_sums = jax.tree.map(
-      lambda x: x.reshape(sizes[1], *x.shape[2:]), column_sums
-    )
+    # Padding is not valid, and nobody's own.
+    texts_cut = jax.tree.map(cut, texts)._replace(place=cut(texts.place, -1))
+    sums_cut = jax.tree.map(cut, column_sums)
+    row_sums, sums = jax.lax.scan(compare, row_sums, (texts_cut, sums_cut))
+    column_sums = jax.tree.map(paste, sums)
     texts, column_sums = _pass_on((texts, column_sums), axes, devices)
     return texts, row_sums, column_sums
 
@@ -138,13 +150,10 @@ def _walk_local(block, sides, rows, columns, axes, devices):
   return row_sums, column_sums
 
 
-def parts_of(rows, columns):
-  """In how many parts columns are taken, so that a block is not too large."""
-  return next(
-    k
-    for k in range(1, columns + 1)
-    if columns % k == 0 and (rows * columns // k <= BLOCK or k == columns)
-  )
+def parts_of(rows: int, columns: int) -> tuple[int, int]:
+  """`(parts, width)` in which columns are taken, so that blocks are small."""
+  parts = -(-columns // max(BLOCK // rows, 1))
+  return parts, -(-columns // parts)
 
 
 def _pass_on(tree, axes, devices):

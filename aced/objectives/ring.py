@@ -4,7 +4,8 @@ Every device keeps its own pictures, and the texts go round the ring of devices
 (SigLIP, arXiv 2303.15343, section 3.2); of what arrives, as many columns are
 compared at a time as fit a block. The backward pass goes round once more and
 computes each block again, so that memory does not grow with the number of
-devices. Values and gradients are those of the dense losses.
+devices. Values and gradients are those of the dense losses; derivatives go
+backwards alone (`jax.grad`, `jax.vjp`).
 """
 
 import jax
@@ -31,11 +32,14 @@ def sigmoid_loss(
   Args:
     embeddings: of `b` matching pairs.
     mask: `(b,)` bool.
-    mesh: over whose devices the rows are split, by all axes in their order;
-      None is one device.
+    mesh: over whose devices the rows are split, by all axes in their order,
+      which must be Auto; None is one device.
 
   Returns:
     Scalar float32, nats per pair.
+
+  Raises:
+    ValueError: the batch does not divide over the devices.
   """
   total = pairwise_sum(_sigmoid, mesh, embeddings, mask)
   return total / pair_count(embeddings.zimg, mask)

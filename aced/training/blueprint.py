@@ -180,20 +180,33 @@ def draw_up(
   total_steps = config_lib.steps(
     "total", config, batch_size=recipe.batch_size, data_size=data_size
   )
+  student = build_model(config.student, vocab_size)
+  frozen_models = {
+    name: build_model(config.frozen[name], vocab_size)
+    for name in recipe.frozen
+    if name not in cached
+  }
+  _check_scoring(recipe, student, frozen_models, config.input.image_size)
   return Blueprint(
     config=config,
     mesh=mesh,
     recipe=recipe,
-    student=build_model(config.student, vocab_size),
-    frozen_models={
-      name: build_model(config.frozen[name], vocab_size)
-      for name in recipe.frozen
-      if name not in cached
-    },
+    student=student,
+    frozen_models=frozen_models,
     cached=cached,
     optimizer=make_optimizer(config, data_size, total_steps),
     total_steps=total_steps,
   )
+
+
+def _check_scoring(recipe, student, frozen_models, image_size) -> None:
+  """Refuses settings of cheap scoring that the models cannot carry."""
+  scored = [student] if recipe.scores_student else []
+  if recipe.scoring.reference and recipe.reference in frozen_models:
+    scored.append(frozen_models[recipe.reference])
+  if recipe.scoring.cheap:
+    for model in scored:
+      recipe.scoring.flex(model, image_size)
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:

@@ -32,11 +32,13 @@ class Input:
     source: the pairs to learn from.
     tokenizer: captions to token ids.
     transform: records to pictures.
+    reading: threads, processes and batches ahead, for `aced.data.pipeline`.
   """
 
   source: Any
   tokenizer: Any
   transform: Any
+  reading: Mapping[str, int]
 
   def identities(self) -> dict[str, str]:
     """What tells this input from another, for caches and for resuming."""
@@ -68,7 +70,6 @@ class Run(blueprint.Blueprint):
 
   def batches(self, start: int) -> devices.DeviceBatches:
     """Super-batches on the devices, from step `start` on."""
-    config = self.config.input
     host = pipeline.superbatches(
       self.input.source,
       self.input.tokenizer,
@@ -79,15 +80,13 @@ class Run(blueprint.Blueprint):
       num_steps=self.total_steps - start,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      num_threads=config.num_threads,
-      num_workers=config.num_workers,
-      prefetch=config.prefetch,
+      **self.input.reading,
       caches=self.caches,
     )
     return devices.to_devices(
       host,
       lambda _, x: sharding.rows(self.mesh, x.ndim),
-      depth=config.prefetch,
+      depth=self.config.input.prefetch,
       scales={name: found.scales for name, found in self.caches.items()},
     )
 
@@ -158,6 +157,9 @@ def build(config: Mapping[str, Any]) -> Run:
   frozen, fingerprints = load_frozen(config, plan.frozen_models, mesh)
   fingerprints |= {name: c.fingerprint for name, c in caches.items()}
   check_caches(config, caches, inputs.tokenizer.vocab_size)
+  # A quota of each device is another draw on another number of them.
+  per_device = recipe.curated and recipe.scope == "per_device"
+  quotas = {"curation.scope": f"{mesh.size} devices"} if per_device else {}
   fields = {
     field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)
   }
@@ -169,6 +171,7 @@ def build(config: Mapping[str, Any]) -> Run:
     identities={
       **{f"frozen.{name}": v for name, v in fingerprints.items()},
       **identities,
+      **quotas,
     },
     every={
       section: config_lib.steps(
@@ -192,6 +195,7 @@ def open_input(config: ConfigDict, source: Any = None) -> Input:
     sources.open_source(config.source) if source is None else source,
     tokenizers.load(config.tokenizer, config.text_length),
     make_transform(config),
+    {k: config[k] for k in ("num_threads", "num_workers", "prefetch")},
   )
 
 

@@ -104,11 +104,14 @@ def devices(topology: str) -> Sequence[jax.Device]:
 def chip_of(device: jax.Device) -> Chip:
   """What a device is; of one that is not in `CHIPS`, its memory alone."""
   kind = device.device_kind
-  for part, chip in CHIPS.items():
-    if part in kind:
-      return chip
+  chip = next((c for part, c in CHIPS.items() if part in kind), None)
   if device.platform == "cpu":
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Chip("cpu", memory // jax.local_device_count(), 0.0)
+  if device.platform == "tpu" and chip:
+    return chip
+  # There are cards of one name with more memory and with less.
   limit = (device.memory_stats() or {}).get("bytes_limit", 0)
-  return Chip(kind, limit, 0.0)
+  if chip is None:
+    return Chip(kind, limit, 0.0)
+  return chip._replace(memory=limit) if limit else chip

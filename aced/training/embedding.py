@@ -72,16 +72,9 @@ class Embedder:
     return found[1]._replace(zimg=zimg, ztxt=ztxt)
 
   def _cheap(self, batch) -> flexi.Flexed | None:
-    scoring = self.scoring
-    if not scoring.cheap:
+    if not self.scoring.cheap:
       return None
-    return flexi.flex(
-      self.model,
-      batch["image"].shape[1],
-      patch_size=scoring.patch_size,
-      resolution=scoring.resolution,
-      token_drop=scoring.token_drop,
-    )
+    return self.scoring.flex(self.model, batch["image"].shape[1])
 
   def _in_microbatches(self, params, batch, flexed):
     rows, size = _pairs(batch), self.scoring.microbatch

@@ -1,6 +1,7 @@
 """Compiling the step of a config for devices, and what would make it fit."""
 
 import math
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -43,7 +44,8 @@ class Compiled(NamedTuple):
 
   Attributes:
     use: of the memory, or None where the compiler gave up for want of it.
-    total: bytes of one chip's memory that are needed.
+    total: bytes of one chip's memory that are needed, or None where the
+      compiler gave up and did not say.
     limit: bytes that it has for a program.
     flops: of matrix products in a step of the program, on all chips, with what
       is computed again.
@@ -51,7 +53,7 @@ class Compiled(NamedTuple):
   """
 
   use: Use | None
-  total: int
+  total: int | None
   limit: int
   flops: float
   collectives: Mapping[str, program.Collective]
@@ -59,7 +61,7 @@ class Compiled(NamedTuple):
   @property
   def fits(self) -> bool:
     """Whether a chip has the memory."""
-    return self.total <= self.limit
+    return self.total is not None and self.total <= self.limit
 
 
 class Advice(NamedTuple):
@@ -76,9 +78,7 @@ class Advice(NamedTuple):
   problem: str = ""
 
 
-def draw_up(
-  config: ConfigDict, topology: str, cached: tuple[str, ...] = ()
-) -> blueprint.Blueprint:
+def draw_up(config: ConfigDict, topology: str) -> blueprint.Blueprint:
   """The blueprint of a resolved config on a topology.
 
   The data set is opened only where a duration is in epochs, weights never.
@@ -86,7 +86,6 @@ def draw_up(
   Args:
     config: from `config.resolve`.
     topology: see `chips.devices`.
-    cached: frozen models to take as cached beside those of the config.
 
   Raises:
     ConfigError: the config or the topology is wrong.
@@ -99,7 +98,7 @@ def draw_up(
   epochs = config.total_epochs, config.optimizer.warmup_epochs
   size = len(sources.open_source(config.input.source)) if any(epochs) else 0
   return blueprint.draw_up(
-    config, mesh, vocab_size, size, _cached_widths(config, cached)
+    config, mesh, vocab_size, size, _cached_widths(config)
   )
 
 
@@ -114,10 +113,9 @@ def compile_step(plan: blueprint.Blueprint) -> Compiled:
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = _exhausted(str(error))
-    if needed is None:
+    if not _OUT_OF_MEMORY.search(str(error)):
       raise
-    return Compiled(None, needed, limit, flops, {})
+    return Compiled(None, _needed(str(error)), limit, flops, {})
   memory = compiled.memory_analysis()
   use = Use(
     arguments=memory.argument_size_in_bytes,
@@ -165,22 +163,19 @@ def _changes(config, topology) -> dict[str, Any]:
   ways = math.gcd(count, FSDP)
   if config.mesh.fsdp == 1 and ways > 1:
     found["fsdp"] = {"mesh.data": -1, "mesh.fsdp": ways}
-  tables = ["student"]
-  if any(
-    config.student[tower].get("remat", "none") == "none"
-    for tower in ("image", "text")
-  ):
+  towers = "image", "text"
+  if any(config.student[tower].get("remat") != "full" for tower in towers):
     found["remat"] = {
-      f"{table}.{tower}.{key}": value
-      for table in tables
-      for tower in ("image", "text")
+      f"student.{tower}.{key}": value
+      for tower in towers
       for key, value in (("remat", "full"), ("scan", True))
     }
   size = _microbatch(recipe.batch_size // 4, recipe.batch_size, count)
   if not recipe.microbatch and size:
     found["accumulation"] = {"accumulation.microbatch": size}
   uncached = [n for n in recipe.frozen if not config.frozen[n].cache]
-  if uncached:
+  augmented = config.input.flip or config.input.crop_scale
+  if uncached and not augmented:
     found["cache"] = {f"frozen.{name}.cache": "FOLDER" for name in uncached}
   return found
 
@@ -205,20 +200,20 @@ def _try(config, topology, changes) -> Advice:
   try:
     plan = draw_up(config_lib.resolve(plain), topology)
     return Advice(text, compile_step(plan))
-  except ValueError as error:
-    return Advice(text, None, str(error))
+  except (ValueError, jax.errors.JaxRuntimeError) as error:
+    return Advice(text, None, str(error).splitlines()[0])
 
 
-def _cached_widths(config, cached) -> dict[str, int]:
+def _cached_widths(config) -> dict[str, int]:
   """Widths of cached embeddings: of the cache, or else as the model says."""
   found = {}
   for name in Recipe.from_config(config).frozen:
     table = config.frozen[name]
-    if not (table.cache or name in cached):
+    if not table.cache:
       continue
-    try:
+    if pathlib.Path(table.cache, cache.FILE).exists():
       found[name] = cache.read_contents(table.cache).width
-    except cache.CacheError:  # It may yet be made.
+    else:  # It may yet be made.
       model = blueprint.model_config(table, vocab_size=1)
       size, length = config.input.image_size, config.input.text_length
       found[name] = models.count(model, size, length).width
@@ -236,9 +231,13 @@ def _bytes_here(batch) -> int:
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _exhausted(message: str) -> int | None:
-  """Bytes that a compilation would have needed, if memory is what it lacked."""
-  if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
-    return None
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
+
+
+def _needed(message: str) -> int | None:
+  """Bytes that a compilation says it would have needed."""
   found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
-  return found and int(float(found[1]) * _UNITS[found[2]])
+  if found:
+    return int(float(found[1]) * _UNITS[found[2]])
+  found = re.search(r"allocating (\d+) bytes", message)
+  return int(found[1]) if found else None

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced import curation
+from aced.models import flexi
 from aced.objectives import blocks
 from aced.training import sharding
 
@@ -36,6 +38,16 @@ class Scoring:
   def cheap(self) -> bool:
     """Whether scoring embeds otherwise than training does."""
     return bool(self.patch_size or self.resolution or self.token_drop)
+
+  def flex(self, model: nn.Module, image_size: int) -> flexi.Flexed:
+    """The model as it scores; raises ValueError if it cannot."""
+    return flexi.flex(
+      model,
+      image_size,
+      patch_size=self.patch_size,
+      resolution=self.resolution,
+      token_drop=self.token_drop,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +191,18 @@ class Recipe:
       if size:
         _check_microbatch(name, size, wholes, mesh)
     self._check_cotrain(mesh)
+    self._check_kernel(mesh)
+
+  def _check_kernel(self, mesh):
+    if self.kernel == "xla":
+      return
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu" or self.loss != "sigmoid":
+      raise ValueError(
+        f"curation.kernel={self.kernel!r} computes the sigmoid loss on a GPU or"
+        f" a TPU; here are loss={self.loss!r} and a {platform}. Use"
+        " curation.kernel='xla'."
+      )
 
   def _check_cotrain(self, mesh):
     """Both parts of a co-trained batch need rows on every device."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aced import config as config_lib
+from aced.training.recipe import Recipe
 
 FILE = "config.json"
 # What a run writes beside it; without it, they are somebody else's.
@@ -15,9 +16,11 @@ FOREIGN = ("metrics.jsonl", "checkpoints")
 # Keys that change how a run is carried out and not what comes out of it.
 HARMLESS = re.compile(
   r"(log|eval|evals|checkpoint|mesh|sharding|frozen_sharding|name)(\..*)?"
-  r"|input\.(num_threads|num_workers|prefetch)|(scoring|accumulation)\.microbatch"
+  r"|input\.(num_threads|num_workers|prefetch)|scoring\.microbatch"
   r"|loss_form|curation\.kernel"
 )
+# Paths whose content the fingerprints of a checkpoint guard.
+GUARDED = re.compile(r"frozen\..*\.(init|cache)")
 
 
 class WorkdirError(ValueError):
@@ -52,8 +55,13 @@ def claim(
     if write:
       write_json(path, flat)
     return []
-  changed = config_lib.differences(json.loads(path.read_text()), flat)
-  harmful = [c for c in changed if not HARMLESS.fullmatch(c.split(": ")[0])]
+  began = json.loads(path.read_text())
+  changed = config_lib.differences(began, flat)
+  harmful = [
+    line
+    for line in changed
+    if not harmless(line.split(": ")[0], began, flat, config)
+  ]
   if harmful:
     listing = "\n".join(f"  {line}" for line in harmful)
     raise WorkdirError(
@@ -62,6 +70,30 @@ def claim(
       " with that run."
     )
   return changed
+
+
+def harmless(
+  key: str,
+  began: Mapping[str, Any],
+  now: Mapping[str, Any],
+  config: Mapping[str, Any],
+) -> bool:
+  """Whether a run may go on with another value of a key.
+
+  Args:
+    key: of the flat configs.
+    began: the flat config that the run began with.
+    now: the flat config that it is to go on with.
+    config: the latter, resolved.
+  """
+  if key == "accumulation.microbatch":
+    # Which rows are dropped or looked at cheaply hangs on the pieces.
+    recipe = Recipe.from_config(config)
+    return not (recipe.dropout or recipe.cotrains)
+  if GUARDED.fullmatch(key):
+    # With a cache in the place of a model, or the reverse, roundings differ.
+    return bool(began.get(key)) and bool(now.get(key))
+  return HARMLESS.fullmatch(key) is not None
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

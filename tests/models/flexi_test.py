@@ -139,7 +139,18 @@ def test_uint8_pictures_are_resampled_as_floats(model):
   np.testing.assert_allclose(flexed.images(grey), 1.0, rtol=1e-6)
 
 
+def test_its_own_token_drop_stays():
+  table = {**CONFIG["image"], "token_drop": 0.5}
+  own = models.build({**CONFIG, "image": table})
+  assert flexi.flex(own, SIZE, resolution=16).model.image["token_drop"] == 0.5
+  flexed = flexi.flex(own, SIZE, token_drop=0.75)
+  assert flexed.model.image["token_drop"] == 0.75
+
+
 def test_what_cannot_be_flexed_is_refused(model):
+  oblong = {**CONFIG["image"], "patch_size": (8, 4)}
+  with pytest.raises(ValueError, match="of no square grid"):
+    flexi.flex(models.build({**CONFIG, "image": oblong}), SIZE, resolution=16)
   with pytest.raises(ValueError, match=r"resolution=20 with patches of"):
     flexi.flex(model, SIZE, resolution=20)
   with pytest.raises(ValueError, match="at most input.image_size=32"):

@@ -125,7 +125,18 @@ def test_the_logits_are_never_whole(make_embeddings, monkeypatch):
   assert peak["ring"] < peak["dense"] / 4
 
 
-def test_a_block_is_a_whole_number_of_columns():
-  assert blocks.parts_of(4096, 4096) == 1
-  assert blocks.parts_of(32_768, 32_768) == 64
-  assert blocks.parts_of(2**25, 6) == 6
+def test_blocks_are_small_and_no_smaller_than_they_must_be():
+  assert blocks.parts_of(4096, 4096) == (1, 4096)
+  assert blocks.parts_of(32_768, 32_768) == (64, 512)
+  assert blocks.parts_of(2**25, 6) == (6, 1)
+  assert blocks.parts_of(32_771, 32_771) == (65, 505)  # A prime; padded.
+
+
+def test_a_batch_and_a_mesh_that_do_not_fit_are_refused(mesh, make_embeddings):
+  loss = objectives.ring_form(mesh).contrastive["softmax"]
+  with pytest.raises(ValueError, match="batch of 12 pairs does not divide"):
+    loss(make_embeddings(0, n=12, d=8))
+  explicit = jax.make_mesh((8,), ("x",))
+  loss = objectives.ring_form(explicit).contrastive["sigmoid"]
+  with pytest.raises(ValueError, match="expected Auto: make it with"):
+    loss(make_embeddings(0, n=16, d=8))

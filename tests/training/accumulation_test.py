@@ -11,7 +11,7 @@ from aced import objectives
 from aced.training import accumulation
 from aced.training.embedding import embed
 from tests.config_test import curated
-from tests.training.step_test import DISTILLED, METHODS
+from tests.training.step_test import METHODS
 from tests.training.toy import Setup, Toy, init_params, make_batch
 
 
@@ -132,22 +132,52 @@ def test_scoring_serves_as_the_first_pass():
   assert products(iid, **pieces) == products(iid) + forward
 
 
+def test_with_dropout_it_is_the_gradient_of_what_was_dropped():
+  """Two batches and a second loss, against JAX's through the same pieces."""
+  model = Toy(dropout=0.5)
+  params = init_params(Toy(), 0)
+  passes = []
+  for k in range(2):
+    batch = make_batch(32, k)
+    rows = {name: batch[name] for name in ("image", "labels")}
+    passes.append(accumulation.Pass(rows, jax.random.key(7 + k)))
+
+  def train(params, rows, rng):
+    return embed(model, params, rows, train=True, rng=rng)
+
+  def loss(params, first, second):
+    teacher = first.stop_gradient()
+    distilled = objectives.softmax_distillation(second, teacher)
+    return objectives.sigmoid_loss(first) + distilled, first.t
+
+  def by_jax(params):
+    return loss(
+      params,
+      *(
+        accumulation.map_rows(
+          lambda rows, rng: train(params, rows, rng), p.rows, 8, p.rng
+        )
+        for p in passes
+      ),
+    )
+
+  want = jax.jit(jax.value_and_grad(by_jax, has_aux=True))(params)
+  got = jax.jit(
+    lambda params: accumulation.gradients(train, loss, params, passes, 8)
+  )(params)
+  close(want, got)
+
+
 def test_dropout_needs_a_first_pass_of_its_own():
-  recipe = Setup(
-    curated(accumulation={"microbatch": 8}, student__image={"dropout": 0.1})
-  ).recipe
-  assert recipe.accumulates and not recipe.reuses_scoring
-  _, first = Setup(recipe_config(), dropout=0.5).run(1)
-  _, again = Setup(recipe_config(), dropout=0.5).run(1)
-  assert first == again
-
-
-def recipe_config():
-  return curated(
-    accumulation={"microbatch": 8},
-    student__image={"dropout": 0.5},
-    distillation=DISTILLED,
+  config = curated(
+    accumulation={"microbatch": 8}, student__image={"dropout": 0.5}
   )
+  setup = Setup(config, dropout=0.5)
+  assert setup.recipe.accumulates and not setup.recipe.reuses_scoring
+  _, dropped = setup.run(1)
+  _, plain = Setup(config).run(1)
+  assert dropped[0]["loss"] != plain[0]["loss"]
+  assert dropped[0]["curation/kept_score"] == plain[0]["curation/kept_score"]
 
 
 def test_microbatches_that_do_not_divide_are_refused():

@@ -44,6 +44,14 @@ def test_frozen_models_are_in_neither_state_nor_optimiser(
   assert 3 * student + 2 <= total <= 3 * student + 5
 
 
+def test_quotas_of_devices_are_part_of_a_run(repository):
+  """With `per_device` another number of devices would draw other pairs."""
+  changes = {"curation__scope": "per_device", "curation__num_chunks": 2}
+  run = build(smoke(repository, **changes))
+  assert run.identities["curation.scope"] == "8 devices"
+  assert "curation.scope" not in build(smoke(repository)).identities
+
+
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_fsdp_splits_parameters_and_moments(repository, fsdp):
   config = load(repository, "iid").get_config("smoke")

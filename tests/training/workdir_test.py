@@ -6,6 +6,7 @@ import pytest
 
 from aced import config as config_lib
 from aced.training import workdir
+from tests.config_test import curated
 
 
 def config(**changes):
@@ -36,6 +37,33 @@ def test_harmless_changes_are_told(tmp_path):
     "log.every_steps: None -> 7",
     "mesh.data: -1 -> 8",
   ]
+
+
+def test_pieces_are_harmless_unless_something_is_drawn_by_piece(tmp_path):
+  pieces = {"accumulation": {"microbatch": 4}}
+  workdir.claim(tmp_path / "plain", config())
+  assert workdir.claim(tmp_path / "plain", config(**pieces))
+  dropout = {"student": {"image": {"dropout": 0.1}}}
+  workdir.claim(tmp_path / "dropout", config(**dropout))
+  with pytest.raises(workdir.WorkdirError, match="accumulation.microbatch"):
+    workdir.claim(tmp_path / "dropout", config(**dropout, **pieces))
+
+
+def test_what_fingerprints_guard_may_move(tmp_path):
+  """But a cache in the place of a model is another run, by rounding."""
+
+  def cached(init, cache):
+    return config_lib.resolve(
+      curated(frozen={"reference": {"init": init, "cache": cache}})
+    )
+
+  workdir.claim(tmp_path, cached("", "a"))
+  moved = workdir.claim(tmp_path, cached("", "b"))
+  assert moved == ["frozen.reference.cache: a -> b"]
+  with pytest.raises(
+    workdir.WorkdirError, match="frozen.reference.cache: a ->"
+  ):
+    workdir.claim(tmp_path, cached("weights.npz", ""))
 
 
 @pytest.mark.parametrize("name", workdir.FOREIGN)
