@@ -1,8 +1,8 @@
 """What bf16, remat, scan and donation do to the papers' step, by compiling it.
 
 Settles the defaults in `aced/presets.py`: H-ACID of ACED-F1 with a cached
-reference, B=163,840, compiled for v5e:16x16 with one setting changed at a time.
-Seconds are of compilation on this machine, in one run.
+reference, B=163,840, compiled for v5e:16x16 with one setting of `BASE` changed
+at a time. Seconds are of compilation on this machine, in one run.
 
     python -m benchmarks.settings     # needs the extra `tpu`; a quarter-hour
 """
@@ -17,8 +17,9 @@ from aced.training import planning, program
 from configs import acid
 
 TOPOLOGY = "v5e:16x16"
+BASE = {"dtype_mm": "bfloat16", "scan": True, "remat": "full"}
 SETTINGS = {
-  "as configured": {},
+  "base": {},
   "float32": {"dtype_mm": "float32"},
   "remat none": {"remat": "none"},
   "remat dots_saveable": {"remat": "dots_saveable"},
@@ -31,7 +32,7 @@ def blueprint(changes):
   config = acid.get_config()
   config.frozen.reference.cache = "of any folder"
   for tower in (config.student.image, config.student.text):
-    tower.update(changes)
+    tower.update({**BASE, **changes})
   return planning.draw_up(config_lib.resolve(config), TOPOLOGY)
 
 
