@@ -15,15 +15,13 @@ several processes, each writes its share.
 import functools
 import json
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from jax.experimental import multihost_utils
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from aced import config as config_lib
@@ -33,7 +31,7 @@ from aced.data.pipeline import eval_batches, eval_captions
 from aced.data.records import Slice
 from aced.evaluation.embed import pad_rows
 from aced.models import params as params_lib
-from aced.training import blueprint, sharding
+from aced.training import blueprint, command, sharding
 from aced.training.build import Input, load_weights, open_input
 from aced.training.embedding import embed
 from aced.training.workdir import write_json
@@ -106,6 +104,7 @@ def write_cache(
   )
   done = contents.records - sum(len(contents.rows(k)) for k in missing)
   process, processes = jax.process_index(), jax.process_count()
+  unusable = 0  # Of this process.
   with tqdm(
     total=contents.records,
     initial=done,
@@ -117,6 +116,8 @@ def write_cache(
       turn = missing[first : first + processes]
       shard = turn[process] if process < len(turn) else None
       entries = embed_shard(inputs, encoder, contents, shard, batch_size)
+      unusable += entries.count(cache_lib.UNUSABLE)
+      bar.set_postfix({"cannot be read": unusable} if unusable else {})
       if shard is not None:
         cache_lib.write_shard(folder, shard, contents, entries)
       bar.update(sum(len(contents.rows(k)) for k in turn))
@@ -129,7 +130,7 @@ def prepare(output: str | pathlib.Path) -> pathlib.Path:
   """Makes the folder, and removes what a killed process left half written.
 
   Raises:
-    CacheError: it cannot be made.
+    CacheError: it cannot be made, or holds something else.
   """
   folder = pathlib.Path(output).expanduser().absolute()
   try:
@@ -140,8 +141,14 @@ def prepare(output: str | pathlib.Path) -> pathlib.Path:
       " one that can be written."
     ) from error
   if jax.process_index() == 0:
-    for part in folder.glob(".*.part-*"):
+    for part in folder.glob(".embeddings-*.part-*"):
       part.unlink(missing_ok=True)
+  others = sorted(path.name for path in folder.iterdir())
+  if others and not (folder / cache_lib.FILE).exists():
+    raise cache_lib.CacheError(
+      f"--output={output} holds other files ({', '.join(others[:5])}); name an"
+      " empty or a new folder."
+    )
   return folder
 
 
@@ -322,36 +329,25 @@ def _agreed(shards: list[int]) -> list[int]:
   return json.loads(np.asarray(sent).tobytes())
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command; wrong input ends it with a message and not a trace."""
-  if len(argv) > 1:
-    raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
-  logging.set_verbosity(logging.WARNING)
+def main() -> None:
+  """Runs the command."""
   values = flags.FLAGS
-  try:
-    found = write_cache(
-      config_lib.to_plain(values.config),
-      values.model,
-      values.output,
-      batch_size=values.batch_size,
-      shard_records=values.shard_records,
-    )
-  except (ValueError, OSError, ModuleNotFoundError) as error:
-    if values.traceback:
-      raise
-    sys.exit(f"{type(error).__name__}: {error}\n(--traceback shows where.)")
+  found = write_cache(
+    config_lib.to_plain(values.config),
+    values.model,
+    values.output,
+    batch_size=values.batch_size,
+    shard_records=values.shard_records,
+  )
   if jax.process_index() == 0:
     print(f"--config.frozen.{values.model}.cache={found.path}")
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file(
-    "config", None, "Config file, with an argument after a colon."
-  )
+  command.define_flags()
   flags.DEFINE_string("model", "reference", "A name in config.frozen.")
   flags.DEFINE_string("output", None, "Folder of the cache.")
   flags.DEFINE_integer("batch_size", 256, "Records at a time, per process.")
   flags.DEFINE_integer("shard_records", 16_384, "Records of a shard.")
-  flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
-  flags.mark_flags_as_required(["config", "output"])
-  app.run(main)
+  flags.mark_flag_as_required("output")
+  command.run(main)

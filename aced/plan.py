@@ -14,15 +14,14 @@ in its turn (minutes); `--nosuggest` leaves that out.
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from aced import config as config_lib
-from aced.training import chips, planning, startup
+from aced.training import chips, command, planning, startup
 from aced.training.blueprint import Blueprint
 
 DEFAULT_MFU = 0.4
@@ -61,6 +60,7 @@ def make_plan(
     raise config_lib.ConfigError(f"--mfu={mfu} is a share: at most 1.")
   config = config_lib.resolve(config)
   plan = planning.draw_up(config, topology)
+  say(f"compiling {config.name} for {topology}; for a pod, some minutes")
   compiled = planning.compile_step(plan)
   chip = chips.chip_of(plan.mesh.devices.flat[0])
   found = {
@@ -87,16 +87,23 @@ def make_plan(
     "run": _run(plan, chip, examples, mfu, price),
   }
   if suggest and not compiled.fits:
-    found["suggestions"] = [
-      {
+    say("it does not fit; compiling what may help")
+    found["suggestions"] = []
+    for advice in planning.advise(config, topology):
+      one = {
         "change": advice.change,
         "fits": bool(advice.compiled and advice.compiled.fits),
         "bytes": advice.compiled.total if advice.compiled else None,
         "problem": advice.problem,
       }
-      for advice in planning.advise(config, topology)
-    ]
+      say(f"{'fits' if one['fits'] else 'does not fit'}: {one['change']}")
+      found["suggestions"].append(one)
   return found
+
+
+def say(text: str) -> None:
+  """Tells on standard error what takes its time."""
+  print(text, file=sys.stderr, flush=True)
 
 
 def _memory(compiled: planning.Compiled, chip: chips.Chip) -> dict[str, Any]:
@@ -147,7 +154,9 @@ def _run(plan, chip, examples, mfu, price) -> dict[str, Any]:
 def render(plan: Mapping[str, Any]) -> str:
   """A plan as text for the terminal."""
   mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
-  count = f"{plan['chips']} x {plan['chip']}, {plan['devices']} devices"
+  count = f"{plan['chips']} x {plan['chip']}"
+  if plan["devices"] != plan["chips"]:
+    count += f" of {plan['devices']} devices"
   parts = {
     f"{plan['config']} on {plan['topology']}": [f"{count}, mesh {mesh}"],
     "super-batch": _size_lines(plan["sizes"]),
@@ -198,19 +207,19 @@ def _memory_lines(memory):
 
 def _program_lines(found):
   lines = [
-    f"{'FLOPs of a device':24} {found['flops_per_device'] / 1e12:10.3f} T"
+    f"{'FLOPs of a device':24} {_si(found['flops_per_device'], 'FLOP')}"
     "   (matrix products, recomputed ones too)"
   ]
   for kind, moved in sorted(found["collectives"].items()):
     lines.append(
-      f"{kind:24} {moved['bytes'] / 1e6:10.1f} MB   in {moved['count']:,} calls"
+      f"{kind:24} {_si(moved['bytes'], 'B')}   {moved['count']:,} times"
     )
   return lines
 
 
 def _ledger_lines(ledger):
   lines = [
-    f"{name:24} {flops / 1e12:10.1f} TFLOPs {ledger['shares'][name]:6.1%}"
+    f"{name:24} {_si(flops, 'FLOP')} {ledger['shares'][name]:8.1%}"
     for name, flops in ledger["flops"].items()
   ]
   relative = ledger["relative_to_iid"]
@@ -221,17 +230,17 @@ def _run_lines(run):
   lines = [
     f"{run['examples_trained']:,.0f} examples trained on,"
     f" {run['examples_read']:,.0f} read, {run['steps']:,.0f} steps",
-    f"{run['flops']:.3g} FLOPs",
+    f"{run['flops']:.2e} FLOPs",
   ]
   if run["chip_hours"] is None:
     return [*lines, "chip-hours: the peak FLOP/s of this device is not known"]
   lines.append(
-    f"{run['chip_hours']:,.0f} chip-hours at an MFU of {run['mfu']:.0%}"
-    f" ({run['wall_hours']:,.1f} hours); IID:"
-    f" {run['iid_chip_hours']:,.0f}"
+    f"{_short(run['chip_hours'])} chip-hours at an MFU of {run['mfu']:.0%}"
+    f" ({_short(run['wall_hours'])} hours); IID:"
+    f" {_short(run['iid_chip_hours'])}"
   )
   if run["price"]:
-    lines.append(f"price {run['price']:,.0f}")
+    lines.append(f"price {_short(run['price'])}")
   return lines
 
 
@@ -245,44 +254,51 @@ def _suggestion_lines(suggestions):
   return lines
 
 
+def _si(number, unit):
+  """A number with a unit of its size: 4.05 GB, 189.85 TFLOP."""
+  for prefix in ("", "k", "M", "G", "T", "P"):
+    if number < 1000 or prefix == "P":
+      break
+    number /= 1000
+  return f"{number:9.2f} {prefix}{unit}"
+
+
 def _gb(size):
-  return f"{size / 1e9:10.2f} GB"
+  return _si(size, "B")
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command; wrong input ends it with a message and not a trace."""
-  if len(argv) > 1:
-    raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
-  logging.set_verbosity(logging.WARNING)
+def _short(number):
+  """Whole from 10 on, with two digits below."""
+  return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def main() -> None:
+  """Runs the command."""
   values = flags.FLAGS
-  if values.output and not pathlib.Path(values.output).parent.is_dir():
-    sys.exit(f"--output={values.output}: there is no such folder; make it.")
+  output = pathlib.Path(values.output) if values.output else None
+  if output and not output.parent.is_dir():
+    raise FileNotFoundError(
+      f"--output={output}: there is no folder {output.parent}; make it."
+    )
   if values.topology != chips.LOCAL:
     # Or JAX would look for the chips that are compiled for.
     jax.config.update("jax_platforms", "cpu")
-  try:
-    found = make_plan(
-      config_lib.to_plain(values.config),
-      values.topology,
-      examples=values.examples,
-      mfu=values.mfu,
-      price=values.price,
-      suggest=values.suggest,
-    )
-  except (ValueError, ModuleNotFoundError, jax.errors.JaxRuntimeError) as error:
-    if values.traceback:
-      raise
-    sys.exit(f"{type(error).__name__}: {error}\n(--traceback shows where.)")
+  found = make_plan(
+    config_lib.to_plain(values.config),
+    values.topology,
+    examples=values.examples,
+    mfu=values.mfu,
+    price=values.price,
+    suggest=values.suggest,
+  )
   text = json.dumps(found, indent=2)
   print(text if values.json else render(found))
-  if values.output:
-    pathlib.Path(values.output).write_text(text + "\n", encoding="utf-8")
+  if output:
+    output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file(
-    "config", None, "Config file, with an argument after a colon."
-  )
+  command.define_flags()
   flags.DEFINE_string("topology", chips.LOCAL, "local, or such as v5e:16x16.")
   flags.DEFINE_float("examples", None, "Trained in the whole run.")
   flags.DEFINE_float("mfu", DEFAULT_MFU, "Share of peak FLOP/s reached.")
@@ -290,6 +306,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("output", None, "JSON file to write.")
   flags.DEFINE_bool("json", False, "Print JSON in place of the table.")
   flags.DEFINE_bool("suggest", True, "Look for what would make it fit.")
-  flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
-  flags.mark_flag_as_required("config")
-  app.run(main)
+  command.run(main)

@@ -43,7 +43,8 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
     else:
       known = [*variants, *SIZES]
       raise config_lib.ConfigError(
-        f"config argument {word!r} is not known here; it is one of"
+        f"config argument {word!r} is not known here; words are joined by"
+        " commas, and each is one of"
         f" {', '.join(known)}.{config_lib.did_you_mean(word, known)}"
       )
   config = config_lib.default()

@@ -9,23 +9,22 @@ import functools
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from aced import evaluation
 from aced.config import to_plain
 from aced.data.devices import BadRecords
-from aced.training import startup, workdir
+from aced.training import command, startup, workdir
 from aced.training.build import Run, build
 from aced.training.checkpoints import Checkpoints
 from aced.training.progress import Progress
 from aced.training.state import student_params
 from aced.training.tracker import Tracker, make_tracker
-from aced.training.watch import Diverged, Watch
+from aced.training.watch import Watch
 
 
 def train(
@@ -59,8 +58,11 @@ def train(
     )
     start = checkpoints.latest() or 0
     state = run.init_state()
-    if start:
+    if start >= run.total_steps:
+      say(f"step {start} of {run.total_steps}: nothing is left but to evaluate")
+    elif start:
       say(f"going on from the checkpoint at step {start}")
+    if start:
       state = checkpoints.restore(start, state, run.identities)
     tracker = stack.enter_context(
       make_tracker(run.config.log.trackers, where, start, run.config)
@@ -158,30 +160,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs the command; wrong input ends it with a message and not a trace."""
-  if len(argv) > 1:
-    raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
-  # The libraries below tell every detail of a save at the level of INFO.
-  logging.set_verbosity(logging.WARNING)
-  try:
-    train(to_plain(flags.FLAGS.config), flags.FLAGS.workdir)
-  except (
-    ValueError,
-    FileNotFoundError,
-    ModuleNotFoundError,
-    Diverged,
-  ) as error:
-    if flags.FLAGS.traceback:
-      raise
-    sys.exit(f"{type(error).__name__}: {error}\n(--traceback shows where.)")
+def main() -> None:
+  """Runs the command."""
+  train(to_plain(flags.FLAGS.config), flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file(
-    "config", None, "Config file, with an argument after a colon."
-  )
+  command.define_flags()
   flags.DEFINE_string("workdir", None, "Folder of the run.")
-  flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  flags.mark_flag_as_required("workdir")
+  command.run(main)

@@ -204,6 +204,28 @@ def test_records_are_read_as_the_config_says(repository, tmp_path):
     make(config, tmp_path)
 
 
+def test_a_folder_of_something_else_is_left_alone(repository, tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(CacheError, match=r"holds other files \(checkpoints\)"):
+    make(smoke(repository), tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_random_weights_are_not_what_a_cache_is_compared_with(
+  repository, folder, caplog
+):
+  config = with_cache(smoke(repository), folder)
+  assert config["frozen"]["reference"]["init"] == "random"
+  build(config)
+  assert "random weights" not in caplog.text
+
+
+def test_flexed_scoring_and_a_cache_exclude_each_other(repository, folder):
+  changes = {"scoring__reference": True, "scoring__patch_size": 32}
+  with pytest.raises(ConfigError, match="take one of them out"):
+    build(with_cache(smoke(repository, **changes), folder))
+
+
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_files(repository, folder, tmp_path):
   path = tmp_path / "cache"

@@ -90,7 +90,10 @@ def test_the_price_of_a_run_by_hand(repository, monkeypatch):
 
 
 def test_what_would_make_it_fit_is_compiled(repository, monkeypatch):
+  # In blocks and recomputed already, so that fewer changes are tried.
   config = smoke(repository, batch_size=64, total_steps=9)
+  for tower in ("image", "text"):
+    config["student"][tower] |= {"remat": "full"}
   config["input"]["source"] = "synthetic:train?size=400"
   whole = plan.make_plan(config, "local")["memory"]["needed"]
   chip = chips.Chip("small", int(0.9 * whole), 0.0)
@@ -107,7 +110,7 @@ def test_what_would_make_it_fit_is_compiled(repository, monkeypatch):
     assert part in changes
   # Sizes are those of the compiled steps, and differ.
   sizes = {s["bytes"] for s in found["suggestions"] if s["bytes"]}
-  assert len(sizes) > 3
+  assert len(sizes) >= 3
   fits = [s for s in found["suggestions"] if s["fits"]]
   assert fits and all(s["bytes"] <= 0.98 * chip.memory for s in fits)
   text = plan.render(found)
@@ -203,7 +206,7 @@ def test_the_command(repository, tmp_path):
     f"--output={tmp_path / 'none' / 'plan.json'}",
     module="aced.plan",
   )
-  assert code == 1 and "there is no such folder" in text
+  assert code == 1 and "there is no folder" in text
 
 
 def compiled_for(repository, topology, *flags):

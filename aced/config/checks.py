@@ -84,6 +84,14 @@ def check_roles(config) -> None:
       f"config.curation.score={curation.score!r} needs a reference: name one of"
       " config.frozen in config.curation.reference."
     )
+  if scoring.reference and config.frozen.get(curation.reference, {}).get(
+    "cache"
+  ):
+    raise ConfigError(
+      "config.scoring.reference=True would score with the reference as it is"
+      f" flexed, and config.frozen.{curation.reference}.cache holds embeddings"
+      " of it in full; take one of them out."
+    )
   if config.student.cache:
     raise ConfigError(
       f"config.student.cache={config.student.cache!r}: the student changes at"

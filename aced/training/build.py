@@ -239,7 +239,7 @@ def check_caches(
   """
   for name, found in caches.items():
     table = config.frozen[name]
-    if table.init:
+    if table.init not in ("", RANDOM):
       model = blueprint.build_model(table, vocab_size)
       params = load_weights(config, name, model)
       found.check({"model": params_lib.fingerprint(params)})
@@ -282,4 +282,9 @@ def load_weights(config: ConfigDict, name: str, model: nn.Module) -> Any:
       name,
     )
     return jax.device_get(jax.jit(init)(rng))
-  return params_lib.merge(params_lib.load(where), jax.eval_shape(init, rng))
+  try:
+    return params_lib.merge(params_lib.load(where), jax.eval_shape(init, rng))
+  except params_lib.ParamsError as error:
+    raise params_lib.ParamsError(
+      f"config.frozen.{name}.init={where}: {error}"
+    ) from error

@@ -84,9 +84,12 @@ def devices(topology: str) -> Sequence[jax.Device]:
   if topology == LOCAL:
     return jax.devices()
   if topology not in known():
+    generation = topology.partition(":")[0]
+    sizes = [f"{generation}:{size}" for size in SLICES.get(generation, ())]
+    names = [LOCAL, *(sizes or known())]
     raise ConfigError(
-      f"topology {topology!r} is not known; it is one of {LOCAL},"
-      f" {', '.join(known())}.{did_you_mean(topology, [LOCAL, *known()])}"
+      f"topology {topology!r} is not known; it is one of {', '.join(names)}."
+      f"{did_you_mean(topology, names)}"
     )
   if importlib.util.find_spec("libtpu") is None:
     raise ConfigError(

@@ -26,7 +26,7 @@ def make_schedule(
   """
   if warmup_steps >= total_steps > 0 and warmup_steps:
     raise ValueError(
-      f"optimizer.warmup is {warmup_steps} steps of {total_steps} in all;"
+      f"optimizer.warmup_* is {warmup_steps} steps of {total_steps} in all;"
       " shorten it."
     )
   after = max(total_steps - warmup_steps, 1)

@@ -148,7 +148,9 @@ def _compiled(compiled):
     lines.append(f"memory per device: {text}")
   flops = (compiled.cost_analysis() or {}).get("flops")
   if flops:
-    lines.append(f"FLOPs per device by XLA: {flops / 1e9:,.2f} G")
+    lines.append(
+      f"FLOPs per device by XLA, loops counted once: {flops / 1e9:,.2f} G"
+    )
   return lines
 
 

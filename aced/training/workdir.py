@@ -12,7 +12,7 @@ from aced.training.recipe import Recipe
 
 FILE = "config.json"
 # What a run writes beside it; without it, they are somebody else's.
-FOREIGN = ("metrics.jsonl", "checkpoints")
+FOREIGN = ("metrics.jsonl", "checkpoints", "cache.json")
 # Keys that change how a run is carried out and not what comes out of it.
 HARMLESS = re.compile(
   r"(log|eval|evals|checkpoint|mesh|sharding|frozen_sharding|name)(\..*)?"

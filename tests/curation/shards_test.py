@@ -34,6 +34,12 @@ def models(make_embeddings):
   )
 
 
+def drawn_by(sampler, models, **options):
+  """A selection; compiled as a whole, which is far quicker than op by op."""
+  rng = jax.random.key(options.pop("seed", 0))
+  return jax.jit(lambda *m: sampler(rng, *m, **options))(*models)
+
+
 def on_shards(function, mesh, *args, scope="global"):
   """Runs `function(shards, *args)` with every array split over the mesh."""
   return jax.shard_map(
@@ -119,7 +125,7 @@ def test_joint_selection_is_the_same_on_eight_devices(
 @pytest.mark.parametrize("sampler", [sample_independently, sample_uniformly])
 def test_other_samplers_are_the_same_on_eight_devices(mesh, models, sampler):
   one, eight = (
-    sampler(jax.random.key(1), *models, batch_size=B, mesh=m)
+    drawn_by(sampler, models, seed=1, batch_size=B, mesh=m)
     for m in (None, mesh)
   )
   np.testing.assert_array_equal(one.indices, eight.indices)
@@ -145,9 +151,9 @@ def greedy_per_device(models, mask):
 def test_per_device_is_greedy_quotas_of_the_full_matrix(mesh, models):
   mask = np.ones(N, bool)
   mask[[0, 25, 99]] = False
-  got = sample_jointly(
-    jax.random.key(0),
-    *models,
+  got = drawn_by(
+    sample_jointly,
+    models,
     batch_size=B,
     num_chunks=CHUNKS,
     temperature=0.0,
@@ -169,10 +175,9 @@ def test_the_scopes_are_two_algorithms(mesh, models):
   )
   kept = {}
   for scope in ("global", "per_device"):
-    drawn = sample_jointly(
-      jax.random.key(0),
-      student,
-      easy,
+    drawn = drawn_by(
+      sample_jointly,
+      (student, easy),
       batch_size=16,
       num_chunks=2,
       scope=scope,
@@ -186,9 +191,9 @@ def test_the_scopes_are_two_algorithms(mesh, models):
 def test_a_share_that_runs_out_is_masked(mesh, models):
   mask = np.ones(N, bool)
   mask[:15] = False  # Five are left of the first twenty, for a quota of 8.
-  drawn = sample_jointly(
-    jax.random.key(0),
-    *models,
+  drawn = drawn_by(
+    sample_jointly,
+    models,
     batch_size=B,
     num_chunks=CHUNKS,
     mask=mask,
@@ -201,8 +206,9 @@ def test_a_share_that_runs_out_is_masked(mesh, models):
 
 def test_effective_sample_size_of_a_uniform_draw_is_all_of_it(mesh, models):
   for scope in ("global", "per_device"):
-    drawn = sample_uniformly(
-      jax.random.key(0),
+    drawn = drawn_by(
+      sample_uniformly,
+      models,
       mask=np.ones(N, bool),
       batch_size=B,
       scope=scope,

@@ -133,7 +133,7 @@ def test_easy_reference_picks_what_the_reference_finds_easy():
   )
   setup = Setup(config)
   batch = make_batch(80)
-  found = setup.step.draw(
+  found = jax.jit(setup.step.draw)(
     jax.random.key(0), setup.init().params, setup.frozen, setup.put(batch)
   )
   reference = embed(
