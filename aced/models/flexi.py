@@ -96,8 +96,8 @@ def flex(
   if resolution > image_size or any(resolution % side for side in patch):
     raise ValueError(
       f"scoring.resolution={resolution} with patches of {patch} pixels: it must"
-      f" be at most input.image_size={image_size}, which it is unless set, and a"
-      " multiple of scoring.patch_size or the model's own."
+      f" be at most input.image_size={image_size}, its value unless set, and a"
+      " multiple of scoring.patch_size or of the model's own."
     )
   fields = {
     **model.image,
