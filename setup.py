@@ -15,7 +15,9 @@ VERSION = re.search(
 CORE = [
   "absl-py>=2.1",
   "array-record>=0.8",
+  "braceexpand>=0.1.7",
   "flax>=0.12.8",
+  "fsspec>=2024.6",
   "grain>=0.2.18",
   "jax>=0.10,<0.13",
   "ml_collections>=1.0",
@@ -23,16 +25,32 @@ CORE = [
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12.8",
   "pillow>=11",
+  "pyvips-binary>=8.16",
+  "pyvips>=3.0",
   "sentencepiece>=0.2",
+  "simplejpeg>=1.8",
   "tensorflow-datasets>=4.9.9",
   "tqdm>=4.66",
 ]
 
 PLOT = ["matplotlib>=3.9"]
+# Formats and tokenizers of other projects.
+FORMATS = ["datasets>=3", "pyarrow>=17", "tokenizers>=0.20"]
 
 EXTRAS = {
   "plot": PLOT,
-  "test": [*PLOT, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
+  "formats": FORMATS,
+  "beam": ["apache-beam>=2.60"],
+  "gcs": ["gcsfs>=2024.6"],
+  "s3": ["s3fs>=2024.6"],
+  "test": [
+    *PLOT,
+    *FORMATS,
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.12",
+    "webdataset>=1.0",
+  ],
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
   "hf": ["safetensors>=0.4", "tokenizers>=0.20", "transformers>=4.57"],

@@ -26,7 +26,7 @@ _MODULES = {
   "load_tokenizer": "tokenizers",
   "train_sentencepiece": "tokenizers",
   "Transform": "transforms",
-  "decode": "transforms",
+  "decode": "decoding",
   "resize": "transforms",
 }
 __all__ = sorted(_MODULES)

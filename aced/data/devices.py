@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from aced.data.decoding import decode
 from aced.data.records import CAUSE_NAMES, BadRecord, captions
-from aced.data.transforms import decode
 from aced.embeddings import Embeddings
 
 DEVICE_KEYS = ("image", "labels", "_mask", "fault")

@@ -103,6 +103,10 @@ class Faulty(Source):
     """The record at `index` without its picture."""
     return self._get(self._check(index), self.source.fields)
 
+  def where(self, index):
+    """Where the clean record at `index` is stored."""
+    return self.source.where(index)
+
   def _get(self, index, get) -> Record:
     rng = np.random.default_rng((_STREAM, self.seed, index))
     draw = rng.random()

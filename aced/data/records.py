@@ -22,6 +22,10 @@ CAUSES = {
   "caption_not_text": 9,
   "bad_line": 10,
   "not_cached": 11,
+  "cut_short": 12,  # Its file ends before it does.
+  "damaged_record": 13,  # What holds picture and caption cannot be read.
+  "reader_died": 14,  # Reading it ended the process, again and again.
+  "reader_hung": 15,  # Reading it did not come to an end.
 }
 CAUSE_NAMES = {code: name for name, code in CAUSES.items()}
 
@@ -81,6 +85,10 @@ class Source(ABC):
     """The record without its picture, where that is cheaper to get."""
     return {k: v for k, v in self[index].items() if k != "image"}
 
+  def where(self, index: int) -> str:
+    """Says where the record at `index` is stored, for messages."""
+    return f"record {self._check(index)} of {self!r}"
+
   def _check(self, index: int) -> int:
     """Returns the index as an int, which numpy's integers are not."""
     if not 0 <= index < len(self):
@@ -114,6 +122,10 @@ class Slice(Source):
   def fields(self, index):
     """The record at `index` without its picture."""
     return self.source.fields(self.start + self._check(index))
+
+  def where(self, index):
+    """Where the record at `index` is stored."""
+    return self.source.where(self.start + self._check(index))
 
   def __repr__(self):
     return f"{self.source!r}[{self.start}:{self.stop}]"

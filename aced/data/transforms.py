@@ -1,42 +1,33 @@
-"""Pictures: decoding of whatever the web holds, resizing, augmentation."""
+"""Pictures of records at the sizes that models take: crops, flips, resizing."""
 
 import dataclasses
-import io
+import functools
 import math
-import warnings
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from aced.config import ConfigError, did_you_mean
-from aced.data.records import BadRecord
+from aced.data.decoding import decode
 
+# Name -> Pillow's filter, and that of libvips. Both are as wide as what is left
+# out (antialiased), as is TensorFlow's resize with antialias=True.
 METHODS = {
-  "bilinear": Image.Resampling.BILINEAR,
-  "bicubic": Image.Resampling.BICUBIC,
+  "bilinear": (Image.Resampling.BILINEAR, "linear"),
+  "bicubic": (Image.Resampling.BICUBIC, "cubic"),
 }
-# More pixels than any camera has: such a file is made to fill the memory. It
-# is less than what Pillow itself warns of.
-MAX_PIXELS = 64_000_000
-# A shorter side shows nothing: tracking pixels, spacers, rules.
-MIN_SIDE = 4
+# From so many pixels on libvips takes less time than Pillow to shrink a
+# picture; before, starting it takes more than the work. Its weights have six
+# bits, which is as good as Pillow's up to a quarter of the size.
+VIPS_PIXELS = 120_000
+VIPS_FACTOR = 4
 
-_ORIENTATION = 0x0112
-_TRANSPOSE = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
-# Pillow's warnings of what is handled here: the size is refused below, and
-# metadata that it cannot parse is left alone.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Left, top, right and bottom of a crop, as shares of the picture.
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +37,8 @@ class Transform:
   Attributes:
     image_size: pixels along a side; pictures are squashed to a square.
     resize: a key of `METHODS`.
+    shrink: whether a JPEG may be decoded at a fraction of its size, the
+      smallest that is no smaller than what is wanted.
     crop_scale: least and most area of a random crop, as shares of the picture;
       None is no crop.
     flip: mirror half of the pictures, left to right. Captions that say left or
@@ -56,6 +49,7 @@ class Transform:
   resize: str = "bilinear"
   crop_scale: tuple[float, float] | None = None
   flip: bool = False
+  shrink: bool = True
 
   def __post_init__(self):
     if self.image_size < 1:
@@ -84,66 +78,52 @@ class Transform:
       BadRecord: the picture cannot be used.
       ValueError: there is augmentation, and no `rng`.
     """
+    return self.views(record, (self.image_size,), rng)[0]
+
+  def views(
+    self,
+    record: Mapping[str, Any],
+    sizes: Sequence[int],
+    rng: np.random.Generator | None = None,
+  ) -> list[np.ndarray]:
+    """The picture of a record at several sizes: the same crop, flipped alike.
+
+    Args:
+      record: as above.
+      sizes: pixels along a side.
+      rng: as above.
+
+    Returns:
+      For each size `s`, `(s, s, 3)` uint8.
+
+    Raises:
+      BadRecord, ValueError: as above.
+    """
     if rng is None and (self.crop_scale or self.flip):
       raise ValueError(
         f"{self} augments and was given no random generator; to evaluate, set"
         " crop_scale=None and flip=False."
       )
-    image = decode(record.get("image"))
-    box = None
-    if self.crop_scale:
-      box = random_box(*image.shape[:2], self.crop_scale, rng)
-    image = resize(image, self.image_size, self.resize, box)
-    if self.flip and rng.random() < 0.5:
-      image = image[:, ::-1]
-    return image
-
-
-def decode(image: Any) -> np.ndarray:
-  """Decodes a picture to RGB.
-
-  The first frame is taken of several; transparency is laid on white; EXIF
-  orientation is applied; 16 bits become 8 by their high byte.
-
-  Args:
-    image: encoded bytes; or a uint8 array `(h, w)`, `(h, w, 1)`, `(h, w, 3)`
-      or `(h, w, 4)`; or a `BadRecord` that says why there is none.
-
-  Returns:
-    `(h, w, 3)` uint8.
-
-  Raises:
-    BadRecord: it is none of these, or cannot be decoded, or is of a size that
-      is not used.
-  """
-  if isinstance(image, BadRecord):
-    raise image
-  if image is None:
-    raise BadRecord("missing_image", "the record has no image")
-  if isinstance(image, bytes | bytearray | memoryview):
-    return _decode_bytes(bytes(image))
-  if isinstance(image, np.ndarray):
-    return _decode_array(image)
-  raise BadRecord(
-    "not_an_image",
-    f"the image is of type {type(image).__name__}; expected encoded bytes or a"
-    " uint8 array",
-  )
+    box = random_box(self.crop_scale, rng) if self.crop_scale else WHOLE
+    flipped = self.flip and rng.random() < 0.5
+    least = functools.partial(_least, box, max(sizes)) if self.shrink else None
+    image = decode(record.get("image"), least)
+    found = [resize(image, size, self.resize, box) for size in sizes]
+    return [image[:, ::-1] for image in found] if flipped else found
 
 
 def resize(
-  image: np.ndarray,
-  size: int,
-  method: str = "bilinear",
-  box: tuple[float, float, float, float] | None = None,
+  image: np.ndarray, size: int, method: str = "bilinear", box: Box = WHOLE
 ) -> np.ndarray:
   """Squashes a picture, or a box in it, to a square, antialiased.
+
+  Of a large picture that is made smaller, a box is rounded to whole pixels.
 
   Args:
     image: `(h, w, 3)` uint8.
     size: pixels along a side.
     method: a key of `METHODS`.
-    box: left, top, right, bottom in pixels; the whole picture if None.
+    box: the part that is taken.
 
   Returns:
     `(size, size, 3)` uint8.
@@ -151,36 +131,70 @@ def resize(
   Raises:
     ConfigError: the method is not known.
   """
-  resampling = _method(method)
-  if box is None and image.shape[:2] == (size, size):
+  pillow, vips = _method(method)
+  height, width = image.shape[:2]
+  if box == WHOLE and (height, width) == (size, size):
     return image
+  left, top, right, bottom = _scaled(box, height, width)
+  down, across = bottom - top, right - left
+  shrinks = size < min(down, across) - 1 and max(down, across) <= (
+    VIPS_FACTOR * size
+  )
+  if shrinks and down * across >= VIPS_PIXELS:
+    rows = slice(round(top), round(bottom))
+    return _shrink(image[rows, round(left) : round(right)], size, vips)
   picture = Image.fromarray(image)
-  return np.asarray(picture.resize((size, size), resampling, box=box))
+  crop = None if box == WHOLE else (left, top, right, bottom)
+  return np.asarray(picture.resize((size, size), pillow, box=crop))
 
 
-def random_box(
-  height: int,
-  width: int,
-  scale: tuple[float, float],
-  rng: np.random.Generator,
-) -> tuple[float, float, float, float]:
+def random_box(scale: tuple[float, float], rng: np.random.Generator) -> Box:
   """Draws a crop: area uniform in `scale`, sides stretched by up to 4:3.
 
   The stretch is relative to the picture, and bounded so that the crop always
   fits: no draw is thrown away, and the area is what was drawn.
-
-  Returns:
-    Left, top, right, bottom in pixels, not whole ones.
   """
   area = rng.uniform(*scale)
   bound = math.log(min(4 / 3, 1 / area))
   stretch = math.exp(rng.uniform(-bound, bound))
   across = min(math.sqrt(area * stretch), 1.0)
   down = min(math.sqrt(area / stretch), 1.0)
-  left = rng.uniform(0, 1 - across) * width
-  top = rng.uniform(0, 1 - down) * height
-  right = min(left + across * width, width)
-  return left, top, right, min(top + down * height, height)
+  left = rng.uniform(0, 1 - across)
+  top = rng.uniform(0, 1 - down)
+  return left, top, min(left + across, 1.0), min(top + down, 1.0)
+
+
+def _least(box: Box, size: int, height: int, width: int) -> tuple[int, int]:
+  """Height and width of a picture in which a box has `size` pixels a side."""
+  left, top, right, bottom = box
+  return math.ceil(size / (bottom - top)), math.ceil(size / (right - left))
+
+
+def _scaled(box, height, width):
+  left, top, right, bottom = box
+  return left * width, top * height, right * width, bottom * height
+
+
+def _shrink(image: np.ndarray, size: int, kernel: str) -> np.ndarray:
+  """Makes a picture smaller, in both directions, with libvips."""
+  height, width = image.shape[:2]
+  source = _vips().Image.new_from_memory(
+    np.ascontiguousarray(image), width, height, 3, "uchar"
+  )
+  small = source.reduce(width / size, height / size, kernel=kernel)
+  # Unlike writing it out, fetching a region computes in the calling thread.
+  pixels = _vips().Region.new(small).fetch(0, 0, size, size)
+  return np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
+
+
+@functools.cache
+def _vips():
+  """The package pyvips, told to use one thread and to remember nothing."""
+  os.environ.setdefault("VIPS_CONCURRENCY", "1")  # Read when it is loaded.
+  import pyvips
+
+  pyvips.cache_set_max(0)
+  return pyvips
 
 
 def _method(name):
@@ -190,104 +204,3 @@ def _method(name):
       f"{did_you_mean(name, METHODS)}"
     )
   return METHODS[name]
-
-
-def _decode_bytes(data: bytes) -> np.ndarray:
-  if not data:
-    raise BadRecord("empty_image", "the image is zero bytes long")
-  try:
-    image = Image.open(io.BytesIO(data))
-  except (
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-  ) as error:
-    raise BadRecord("too_large", str(error)) from error
-  except Image.UnidentifiedImageError as error:
-    raise BadRecord(
-      "not_an_image", f"{len(data)} bytes that begin {data[:12]!r}"
-    ) from error
-  except Exception as error:
-    raise _damaged(error) from error
-  with image:
-    _check_size(image.width, image.height)
-    try:
-      return np.asarray(_to_rgb(_upright(image)))
-    except Exception as error:
-      raise _damaged(error) from error
-
-
-def _damaged(error):
-  """What Pillow's readers raise on damaged bytes can be of almost any type."""
-  if isinstance(error, MemoryError):
-    raise error
-  return BadRecord("damaged_image", f"{type(error).__name__}: {error}")
-
-
-def _decode_array(image: np.ndarray) -> np.ndarray:
-  channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
-  if image.dtype != np.uint8 or channels not in (1, 3, 4):
-    raise BadRecord(
-      "not_an_image",
-      f"the array is {image.dtype} of shape {image.shape}; expected uint8 of"
-      " shape (h, w, 3)",
-    )
-  _check_size(image.shape[1], image.shape[0])
-  if channels == 3:
-    return image
-  if channels == 1:
-    return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-  return np.asarray(_to_rgb(Image.fromarray(image)))
-
-
-def _check_size(width, height):
-  if width * height > MAX_PIXELS:
-    raise BadRecord(
-      "too_large",
-      f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded",
-    )
-  if min(width, height) < MIN_SIDE:
-    raise BadRecord(
-      "too_small",
-      f"{width} x {height} pixels; the shorter side must be {MIN_SIDE} or more",
-    )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-  """Turns a picture as its EXIF orientation says, if it can be read."""
-  try:
-    turn = image.getexif().get(_ORIENTATION)
-  except Exception:
-    # Damaged metadata says nothing of the pixels, which are read later.
-    turn = None
-  method = _TRANSPOSE.get(turn if isinstance(turn, int) else None)
-  return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-  """Converts any mode of Pillow to 8-bit RGB, transparency on white."""
-  if image.mode == "RGB" and "transparency" not in image.info:
-    image.load()
-    return image
-  if image.mode.startswith(("I", "F")):
-    return _to_8_bits(image).convert("RGB")
-  if "transparency" in image.info or image.mode in _ALPHA:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
-  return image.convert("RGB")
-
-
-_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-  """Scales 16-bit greys, or floats of 0 to 1 or to 255, to 8 bits.
-
-  `convert("L")` clips them instead, which turns almost all of them white.
-  """
-  values = np.nan_to_num(np.asarray(image).astype(np.float64))
-  if image.mode.startswith("I"):
-    values = values // 256
-  elif values.max() <= 1:
-    values = values * 255
-  return Image.fromarray(values.clip(0, 255).astype(np.uint8))

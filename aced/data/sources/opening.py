@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 from aced.config import did_you_mean
 from aced.data import faults as faults_lib
-from aced.data.jsonl import Jsonl
 from aced.data.records import Slice, Source, SourceError
-from aced.data.synthetic import Scenes
+from aced.data.sources.fields import Fields
+
+# What opens a kind is imported when the kind is: some need extras.
 
 
 def open_jsonl(
@@ -21,21 +22,111 @@ def open_jsonl(
   """Opens `jsonl:path/file.jsonl`; the options name fields of the lines."""
   if not where:
     raise SourceError("jsonl: needs a file, such as jsonl:pairs/train.jsonl.")
+  from aced.data.sources.jsonl import Jsonl
+
   return Jsonl(where, image=image, text=text, label=label)
+
+
+def open_array_record(
+  where: str,
+  *,
+  image: str = "image",
+  text: str = "text",
+  label: str | None = None,
+) -> Source:
+  """Opens `array_record:set/*.array_record`, of `tf.train.Example`."""
+  from aced.data.sources.array_records import ArrayRecords
+
+  return ArrayRecords(where, Fields(image, text, label))
+
+
+def open_webdataset(
+  where: str,
+  *,
+  image: str = "",
+  text: str = "txt",
+  label: str | None = None,
+  index: str = "",
+) -> Source:
+  """Opens `webdataset:set/{0000..0099}.tar`; options name kinds of members.
+
+  `json.NAME` is the field NAME of the member json. `index` is the folder that
+  keeps the offsets of the members.
+  """
+  from aced.data.sources.webdataset import WebDataset
+
+  return WebDataset(where, image=image, text=text, label=label, index=index)
+
+
+def open_parquet(
+  where: str,
+  *,
+  image: str = "image",
+  text: str = "text",
+  label: str | None = None,
+) -> Source:
+  """Opens `parquet:set/*.parquet`; the options name columns."""
+  from aced.data.sources.parquet import Parquet
+
+  return Parquet(where, Fields(image, text, label))
+
+
+def open_tfds(
+  where: str,
+  *,
+  data_dir: str = "",
+  image: str = "image",
+  text: str = "text",
+  label: str | None = None,
+) -> Source:
+  """Opens `tfds:name/config:split`, stored as ArrayRecord in `data_dir`."""
+  from aced.data.sources.tfds import Tfds
+
+  return Tfds(where, data_dir, Fields(image, text, label))
+
+
+def open_hf(
+  where: str,
+  *,
+  config: str = "",
+  image: str = "image",
+  text: str = "text",
+  label: str | None = None,
+) -> Source:
+  """Opens `hf:name:split`, a data set of Hugging Face, or `hf:folder`."""
+  from aced.data.sources.hf import HuggingFace
+
+  return HuggingFace(where, config, Fields(image, text, label))
+
+
+def open_mixture(where: str) -> Source:
+  """Opens `mixture:3*SPEC;1*SPEC`: several sources, in proportion."""
+  from aced.data.sources.mixture import Mixture, components
+
+  weights, specs = components(where)
+  return Mixture([open_source(spec) for spec in specs], weights)
 
 
 def open_synthetic(
   where: str, *, size: int = 20_000, seed: int = 0, image_size: int = 32
 ) -> Source:
   """Opens `synthetic:train`, `val`, `test` or `classes`: drawn scenes."""
+  from aced.data.synthetic import Scenes
+
   return Scenes(size, seed, image_size, where or "train")
 
 
 # Kind -> what opens it: `opener(where, **options)`. The keyword arguments of an
 # opener are the options of its kind, and their annotations the types.
 KINDS: dict[str, Callable[..., Source]] = {
+  "array_record": open_array_record,
+  "hf": open_hf,
   "jsonl": open_jsonl,
+  "mixture": open_mixture,
+  "parquet": open_parquet,
   "synthetic": open_synthetic,
+  "tfds": open_tfds,
+  "webdataset": open_webdataset,
 }
 
 
@@ -81,7 +172,7 @@ def open_source(spec: str) -> Source:
       "synthetic:train?size=20000&noise=0.6" or
       "jsonl:pairs/train.jsonl?label=name&limit=1000". A path that ends in
       .jsonl needs no kind. `KINDS` holds the kinds and the options of each;
-      those of `wrap` go with all.
+      those of `wrap` go with all. Options of a mixture stand with its parts.
 
   Returns:
     A source of at least one record.
@@ -119,6 +210,8 @@ def parse(spec: str) -> tuple[str, str, dict[str, str]]:
   """
   head, _, query = spec.partition("?")
   kind, colon, where = head.partition(":")
+  if kind == "mixture":
+    return kind, spec.removeprefix("mixture:"), {}
   if head.endswith(".jsonl") and (not colon or kind not in KINDS):
     kind, where = "jsonl", head
   if kind not in KINDS:

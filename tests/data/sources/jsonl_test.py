@@ -4,9 +4,9 @@ from concurrent import futures
 
 import pytest
 
-from aced.data import jsonl
-from aced.data.jsonl import Jsonl
 from aced.data.records import BadRecord, SourceError
+from aced.data.sources import jsonl
+from aced.data.sources.jsonl import Jsonl
 
 
 @pytest.fixture

@@ -1,0 +1,227 @@
+"""What one look at a record tells: its picture, its captions, its faults."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aced.data.duplicates import LOOK_SIDE, likeness
+from aced.data.records import BadRecord, Source, captions
+from aced.data.tokenizers import Tokenizer
+from aced.data.transforms import decode
+
+# The cause of a record that fails in a way that is not one of `CAUSES`.
+RAISES = "raises"
+# Records of each cause that are named.
+EXAMPLES = 3
+
+FORMATS = (
+  "other",
+  "array",
+  "JPEG",
+  "PNG",
+  "WebP",
+  "GIF",
+  "BMP",
+  "TIFF",
+  "AVIF",
+)
+_MAGIC = (
+  (0, b"\xff\xd8\xff", "JPEG"),
+  (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+  (8, b"WEBP", "WebP"),
+  (0, b"GIF8", "GIF"),
+  (0, b"BM", "BMP"),
+  (0, b"II*\x00", "TIFF"),
+  (0, b"MM\x00*", "TIFF"),
+  (4, b"ftypavi", "AVIF"),
+)
+
+# A row for each usable record.
+PICTURE = np.dtype(
+  [
+    ("index", np.int64),
+    ("width", np.int32),
+    ("height", np.int32),
+    ("bytes", np.int64),  # As stored; 0 where that is an array.
+    ("format", np.int8),  # In FORMATS.
+    ("digest", np.uint64),  # Of the pixels.
+    ("hash", np.uint64),
+    ("look", np.uint8, (LOOK_SIDE, LOOK_SIDE, 3)),
+    ("flat", bool),
+  ]
+)
+# A row for each caption of a usable record.
+CAPTION = np.dtype(
+  [
+    ("index", np.int64),
+    ("digest", np.uint64),  # Of the text, without case and outer blanks.
+    ("tokens", np.int32),  # With the end.
+  ]
+)
+
+
+class Example(NamedTuple):
+  """A record that cannot be used: which, where it is stored, and why."""
+
+  index: int
+  where: str
+  detail: str
+
+
+class Facts(NamedTuple):
+  """What was found in some records.
+
+  Attributes:
+    read: how many there are.
+    pictures: of the dtype `PICTURE`, one for each that can be used.
+    captions: of the dtype `CAPTION`, of those records.
+    causes: cause -> records that cannot be used for it. A record whose picture
+      and caption are both at fault counts for both.
+    examples: cause -> the first few.
+  """
+
+  read: int
+  pictures: np.ndarray
+  captions: np.ndarray
+  causes: Mapping[str, int]
+  examples: Mapping[str, Sequence[Example]]
+
+
+def examine(
+  source: Source, tokenizer: Tokenizer, indices: Sequence[int]
+) -> Facts:
+  """Looks at records, in this process."""
+  pictures, texts, bad = [], [], []
+  for index in map(int, indices):
+    record, why = _attempt(source.__getitem__, index)
+    if why is None:
+      picture, no_picture = _attempt(_picture, record, index)
+      rows, no_caption = _attempt(_captions, record, index, tokenizer)
+      problems = [p for p in (no_picture, no_caption) if p]
+    else:
+      problems = [why]
+    if problems:
+      # As a dict: one cause may keep both picture and caption.
+      bad += [(index, *problem) for problem in dict(problems).items()]
+    else:
+      pictures.append(picture)
+      texts += rows
+  return Facts(
+    len(indices),
+    np.array(pictures, PICTURE),
+    np.array(texts, CAPTION),
+    *count_causes(source, bad),
+  )
+
+
+def join(parts: Sequence[Facts]) -> Facts:
+  """Facts of several parts of a source, in order, as one."""
+  causes, examples = {}, {}
+  for part in parts:
+    for cause, count in part.causes.items():
+      causes[cause] = causes.get(cause, 0) + count
+      named = [*examples.get(cause, ()), *part.examples[cause]]
+      examples[cause] = tuple(named[:EXAMPLES])
+  return Facts(
+    sum(part.read for part in parts),
+    np.concatenate([np.zeros(0, PICTURE), *(p.pictures for p in parts)]),
+    np.concatenate([np.zeros(0, CAPTION), *(p.captions for p in parts)]),
+    causes,
+    examples,
+  )
+
+
+def count_tokens(ids: np.ndarray, pad: int, eos: int) -> np.ndarray:
+  """Returns how many ids of each row are of its text and its end.
+
+  Args:
+    ids: `(n, length)`, as a tokenizer gives them.
+    pad: the id that fills up; it may be that of the end.
+    eos: the id of the end.
+  """
+  filled = ids != pad
+  last = ids.shape[1] - np.argmax(filled[:, ::-1], axis=1)
+  count = np.where(filled.any(axis=1), last, 0)
+  # An end that looks like padding was not counted.
+  return count + (pad == eos)
+
+
+def text_digest(text: str) -> int:
+  """64 bits of a caption, the same whatever its case and outer blanks."""
+  return _digest(text.strip().casefold().encode("utf-8", "surrogatepass"))
+
+
+def image_format(image: Any) -> str:
+  """Names how a picture is stored, one of `FORMATS`."""
+  if isinstance(image, np.ndarray):
+    return "array"
+  head = bytes(image[:16])
+  for start, magic, name in _MAGIC:
+    if head[start:].startswith(magic):
+      return name
+  return "other"
+
+
+def _picture(record: Mapping[str, Any], index: int) -> tuple:
+  """A row of `PICTURE`."""
+  image = record.get("image")
+  pixels = np.ascontiguousarray(decode(image))
+  height, width = pixels.shape[:2]
+  found = likeness(pixels)
+  return (
+    index,
+    width,
+    height,
+    0 if isinstance(image, np.ndarray) else len(image),
+    FORMATS.index(image_format(image)),
+    _digest(b"%d,%d," % (height, width), pixels.data),
+    found.hash,
+    found.look,
+    found.flat,
+  )
+
+
+def _captions(
+  record: Mapping[str, Any], index: int, tokenizer: Tokenizer
+) -> list[tuple]:
+  """Rows of `CAPTION`."""
+  texts = captions(record)
+  tokens = count_tokens(tokenizer(texts), tokenizer.pad, tokenizer.eos)
+  return [(index, text_digest(t), n) for t, n in zip(texts, tokens)]
+
+
+def _digest(*parts) -> int:
+  digest = hashlib.sha256()
+  for part in parts:
+    digest.update(part)
+  return int.from_bytes(digest.digest()[:8], "big")
+
+
+def _attempt(function: Callable, *args) -> tuple[Any, tuple[str, str] | None]:
+  """What a function returns and None, or None and why it did not."""
+  try:
+    return function(*args), None
+  except BadRecord as bad:
+    return None, (bad.cause, bad.detail)
+  except Exception as error:
+    # A run ends here, and the verdict says so; the survey goes on.
+    return None, (RAISES, f"{type(error).__name__}: {error}")
+
+
+def count_causes(
+  source: Source, bad: Sequence[tuple[int, str, str]]
+) -> tuple[dict[str, int], dict[str, tuple[Example, ...]]]:
+  """Counts the causes of `(index, cause, detail)`, and takes examples.
+
+  Returns:
+    cause -> records, and cause -> the first few `Example`s.
+  """
+  causes, examples = {}, {}
+  for index, cause, detail in bad:
+    causes[cause] = causes.get(cause, 0) + 1
+    if causes[cause] <= EXAMPLES:
+      example = Example(index, source.where(index), detail)
+      examples[cause] = (*examples.get(cause, ()), example)
+  return causes, examples

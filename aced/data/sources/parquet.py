@@ -1,0 +1,138 @@
+"""Pairs in Parquet files: a column of encoded pictures, one of captions."""
+
+import collections
+import threading
+
+import numpy as np
+
+from aced.data.records import BadRecord, Source, SourceError
+from aced.data.sources import storage
+from aced.data.sources.fields import Fields
+
+# Row groups kept decoded by one reader. A record costs the reading of its whole
+# group, so files to be read in any order should have small ones.
+KEPT_GROUPS = 8
+_LARGE_GROUP = 2**26
+
+
+class Parquet(Source):
+  """Rows of Parquet files.
+
+  Args:
+    pattern: of the files, as `storage.expand` takes it.
+    fields: which columns are picture and caption; the picture may be a column
+      of bytes, or a struct with `bytes`, as Hugging Face writes it.
+
+  Raises:
+    SourceError: no such files, one that is no Parquet file, no rows, a column
+      that is not there, or pyarrow is not installed.
+  """
+
+  def __init__(self, pattern: str, fields: Fields | None = None):
+    try:
+      import pyarrow.parquet as _  # noqa: F401
+    except ImportError as error:
+      raise SourceError(
+        "parquet: needs pyarrow: pip install aced[formats]."
+      ) from error
+    self.pattern, self._fields = pattern, fields or Fields()
+    self._paths = storage.expand(pattern)
+    self._start()
+    groups = [
+      (number, group, rows)
+      for number in range(len(self._paths))
+      for group, rows in enumerate(self._group_rows(number))
+    ]
+    self._groups = np.array([g[:2] for g in groups], np.int64).reshape(-1, 2)
+    self._ends = np.cumsum([rows for *_, rows in groups], dtype=np.int64)
+    if not len(self._ends) or not self._ends[-1]:
+      raise SourceError(f"{pattern} holds no rows.")
+    self._fields.check(self._file(0).schema_arrow.names, repr(self))
+
+  def __len__(self):
+    return int(self._ends[-1])
+
+  def __repr__(self):
+    return f"parquet:{self.pattern}"
+
+  def __getitem__(self, index):
+    return self._get(index, picture=True)
+
+  def fields(self, index):
+    """The record at `index`; the column of pictures is not read."""
+    return self._get(index, picture=False)
+
+  def where(self, index):
+    """The file of a row, and which one it is."""
+    number, group, row = self._find(index)
+    return f"row {row} of row group {group} of {self._paths[number]}"
+
+  @property
+  def large_groups(self) -> bool:
+    """Whether reading in any order is slow: row groups are large."""
+    meta = self._file(0).metadata
+    return meta.row_group(0).total_byte_size > _LARGE_GROUP
+
+  def _get(self, index, picture):
+    number, group, row = self._find(index)
+    try:
+      table = self._table(number, group, picture)
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError.
+      bad = BadRecord("damaged_record", f"{self.where(index)}: {error}")
+      return {"text": "(unreadable)"} | ({"image": bad} if picture else {})
+    stored = {name: table[name][row].as_py() for name in table.column_names}
+    return self._fields.record(stored, picture)
+
+  def _find(self, index):
+    index = self._check(index)
+    place = int(np.searchsorted(self._ends, index, "right"))
+    first = int(self._ends[place - 1]) if place else 0
+    number, group = map(int, self._groups[place])
+    return number, group, index - first
+
+  def _table(self, number, group, picture):
+    """A decoded row group; the ones used last are kept."""
+    key = number, group, picture
+    with self._lock:  # Files of pyarrow are not for several threads.
+      table = self._tables.pop(key, None)
+      if table is None:
+        file = self._file(number)
+        names = file.schema_arrow.names
+        if not picture:
+          names = [name for name in names if name != self._fields.image]
+        table = file.read_row_group(group, names, use_threads=False)
+      self._tables[key] = table
+      if len(self._tables) > KEPT_GROUPS:
+        self._tables.popitem(last=False)
+      return table
+
+  def _group_rows(self, number):
+    meta = self._file(number).metadata
+    return [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
+
+  def _file(self, number):
+    import pyarrow
+    import pyarrow.parquet
+
+    if number not in self._files:
+      path = self._paths[number]
+      try:
+        source = path
+        if storage.is_remote(path):
+          source = storage.filesystem(path).open(path)
+        self._files[number] = pyarrow.parquet.ParquetFile(source)
+      except (OSError, pyarrow.ArrowInvalid) as error:
+        raise SourceError(f"{path} is no Parquet file: {error}") from error
+    return self._files[number]
+
+  def _start(self):
+    self._lock, self._files = threading.Lock(), {}
+    self._tables = collections.OrderedDict()
+
+  def __getstate__(self):
+    left_out = ("_lock", "_files", "_tables")
+    return {k: v for k, v in self.__dict__.items() if k not in left_out}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._start()

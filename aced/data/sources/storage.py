@@ -1,0 +1,167 @@
+"""Files, here or in a bucket: what a pattern names, and reading anywhere.
+
+Paths with a scheme (`gs://`, `s3://`) go through fsspec, which needs the
+package of that store (`pip install aced[gcs]` or `[s3]`).
+"""
+
+import collections
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import braceexpand
+import fsspec
+
+from aced.config import did_you_mean
+from aced.data.records import SourceError
+
+# Local files kept open by one reader; those used longest ago are closed.
+OPEN_FILES = 128
+
+
+def is_remote(path: str) -> bool:
+  """Whether a path names a place that is reached by fsspec."""
+  return "://" in path and not path.startswith("file://")
+
+
+def filesystem(path: str):
+  """The fsspec file system of a path.
+
+  Raises:
+    SourceError: the package that reads it is not installed.
+  """
+  try:
+    return fsspec.core.url_to_fs(path)[0]
+  except (ImportError, ValueError) as error:
+    raise SourceError(
+      f"{path} cannot be reached: {error}. Install what reads it, such as"
+      " `pip install gcsfs` for gs:// or `pip install s3fs` for s3://."
+    ) from error
+
+
+def expand(pattern: str) -> list[str]:
+  """Returns the files that a pattern names, in order, each once.
+
+  Args:
+    pattern: paths joined by commas, with braces (`{00..99}`, `{a,b}`) and
+      `*`; local or with a scheme. A name with braces must exist.
+
+  Raises:
+    SourceError: nothing matches, or a file is not there.
+  """
+  paths: list[str] = []
+  for part in _split(pattern):
+    for path in _braces(part, pattern):
+      paths += _glob(path)
+  if not paths:
+    raise SourceError(f"{pattern!r} names no file.")
+  return list(dict.fromkeys(paths))
+
+
+def _split(pattern):
+  """Splits at commas that are not within braces."""
+  depth, start = 0, 0
+  for at, letter in enumerate(pattern):
+    depth += (letter == "{") - (letter == "}")
+    if letter == "," and not depth:
+      yield pattern[start:at]
+      start = at + 1
+  if pattern[start:]:
+    yield pattern[start:]
+
+
+def _braces(part, pattern):
+  try:
+    return list(braceexpand.braceexpand(part))
+  except braceexpand.UnbalancedBracesError as error:
+    raise SourceError(
+      f"the braces of {pattern!r} do not match: {error}"
+    ) from error
+
+
+def _glob(path: str) -> list[str]:
+  """The files that a path with `*` or `[` names; or the path itself."""
+  if not is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+  files = filesystem(path)
+  if any(letter in path for letter in "*["):
+    found = [name for name in files.glob(path) if not files.isdir(name)]
+    return [files.unstrip_protocol(n) if is_remote(path) else n for n in found]
+  if not files.exists(path):
+    folder, name = path.rsplit("/", 1)
+    near = []
+    if files.isdir(folder):
+      near = [p.rsplit("/", 1)[-1] for p in files.ls(folder, detail=False)]
+    raise SourceError(f"there is no file {path}.{did_you_mean(name, near)}")
+  if files.isdir(path):
+    raise SourceError(f"{path} is a folder; name the files in it: {path}/*")
+  return [path]
+
+
+class Storage:
+  """Some files, by number, read at any offset. Can be pickled; thread-safe.
+
+  Args:
+    paths: of the files, as `expand` returns them.
+  """
+
+  def __init__(self, paths: Sequence[str]):
+    self.paths = tuple(paths)
+    self._start()
+
+  def _start(self):
+    self._lock = threading.Lock()
+    self._open: collections.OrderedDict[int, _File] = collections.OrderedDict()
+
+  def __getstate__(self):
+    return {"paths": self.paths}
+
+  def __setstate__(self, state):
+    self.paths = state["paths"]
+    self._start()
+
+  def stamp(self, number: int) -> tuple[int, str]:
+    """The size of a file, and what changes when it is written anew.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    path = self.paths[number]
+    if not is_remote(path):
+      found = os.stat(path)
+      return found.st_size, str(found.st_mtime_ns)
+    info = filesystem(path).info(path)
+    keys = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified")
+    return info["size"], str(next((info[k] for k in keys if k in info), ""))
+
+  def read(self, number: int, offset: int, size: int) -> bytes:
+    """Reads `size` bytes at `offset`; fewer where the file ends before.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    path = self.paths[number]
+    if size <= 0:
+      return b""
+    if is_remote(path):
+      return filesystem(path).cat_file(path, start=offset, end=offset + size)
+    # Unlike seek and read, pread is safe from several threads.
+    return os.pread(self._file(number).descriptor, size, offset)
+
+  def _file(self, number) -> "_File":
+    with self._lock:
+      file = self._open.pop(number, None) or _File(self.paths[number])
+      self._open[number] = file
+      if len(self._open) > OPEN_FILES:
+        # Closed once no other thread is reading it.
+        self._open.popitem(last=False)
+      return file
+
+
+class _File:
+  """An open local file, closed when nothing refers to it any more."""
+
+  def __init__(self, path):
+    self.descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self.descriptor)

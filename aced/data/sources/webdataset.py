@@ -1,0 +1,188 @@
+"""Pairs in tar shards, as img2dataset and WebDataset write them."""
+
+import json
+
+import numpy as np
+
+from aced.config import did_you_mean
+from aced.data.records import BadRecord, Record, Source, SourceError
+from aced.data.sources import tar_index
+from aced.data.sources.storage import Storage, expand
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "img", "gif", "bmp", "tif", "tiff")
+# No photograph is longer; a member that is would only fill the memory.
+MAX_BYTES = 2**28
+
+
+class WebDataset(Source):
+  """A record of each group of members `KEY.jpg`, `KEY.txt`, `KEY.json`.
+
+  Records are read from where they stand, in any order; of the shards an index
+  is kept, see `tar_index`. The fields of the member `json` are those of the
+  record. A record that its shard cuts short is masked, and those before it are
+  whole.
+
+  Args:
+    pattern: of the shards, as `storage.expand` takes it.
+    image: the kind of the member with the picture; "" is whichever of
+      `PICTURES` a record has.
+    text: the kind of the member with the caption, or `json.FIELD`: a field of
+      the member `json`.
+    label: of the class name, in the same way; None is "label" in the json.
+    index: the folder that keeps the index; by default beside the shards.
+
+  Raises:
+    SourceError: no such shards or members, no records, a shard that cannot be
+      read, or one with a pickle in it.
+  """
+
+  def __init__(
+    self,
+    pattern: str,
+    *,
+    image: str = "",
+    text: str = "txt",
+    label: str | None = None,
+    index: str = "",
+  ):
+    self.pattern = pattern
+    self._image = (image,) if image else PICTURES
+    self._text, self._label = text, label
+    self._storage = Storage(expand(pattern))
+    self._folder = index
+    self._load()
+    if not len(self):
+      raise SourceError(f"{pattern} holds no records: no KEY.jpg, no KEY.txt.")
+    self._check_names(image)
+
+  def __len__(self):
+    return len(self._index.starts) - 1
+
+  def __repr__(self):
+    return f"webdataset:{self.pattern}"
+
+  def __getitem__(self, index):
+    shard, members = self._members(index)
+    try:
+      fields = self._fields(shard, members)
+      return fields | {"image": self._picture(shard, members)}
+    except BadRecord as bad:
+      return {"image": bad, "text": "(unreadable)"}
+
+  def fields(self, index):
+    """The record at `index`; its picture is not read."""
+    try:
+      return self._fields(*self._members(index))
+    except BadRecord:
+      return {"text": "(unreadable)"}
+
+  def where(self, index):
+    """The shard of a record and its key there."""
+    shard, members = self._members(index)
+    # A header stands right before its data; of a long name it has the start.
+    offset = int(members["offset"][0])
+    header = self._storage.read(shard, offset - 512, 100)
+    name = header.split(b"\0", 1)[0].decode("utf-8", "replace")
+    return f"{name} in {self._storage.paths[shard]}"
+
+  def _load(self):
+    self._index = tar_index.load(self._storage, self._folder)
+    self._ends = np.cumsum([shard.records for shard in self._index.shards])
+    self._kinds = {name: k for k, name in enumerate(self._index.kinds)}
+
+  def __getstate__(self):
+    kept = ("pattern", "_image", "_text", "_label", "_storage", "_folder")
+    return {k: v for k, v in self.__dict__.items() if k in kept}
+
+  def __setstate__(self, state):
+    # Arrays that are mapped from disk would be sent whole.
+    self.__dict__.update(state)
+    self._load()
+
+  def _check_names(self, image):
+    """Refuses kinds of members that no shard has."""
+    for option, name in (
+      ("image", image or None),
+      ("text", self._text),
+      ("label", self._label),
+    ):
+      kind = "json" if name and name.startswith("json.") else name
+      if kind is not None and kind not in self._kinds:
+        raise SourceError(
+          f"{option}={name}: no record of {self.pattern} has a member .{kind};"
+          f" they have {', '.join(sorted(self._kinds))}."
+          f"{did_you_mean(kind, self._kinds)} Name another one, or json.FIELD"
+          f" for a field of the json, with ?{option}=NAME."
+        )
+
+  def _members(self, index) -> tuple[int, np.ndarray]:
+    """The shard of a record, and its members."""
+    index = self._check(index)
+    start, stop = self._index.starts[index : index + 2]
+    shard = int(np.searchsorted(self._ends, index, "right"))
+    return shard, self._index.members[start:stop]
+
+  def _fields(self, shard, members) -> Record:
+    """Everything of a record but its picture."""
+    record = {}
+    data = self._read(shard, members, ("json",))
+    if data is not None:
+      record = _json(data)
+      record.pop("image", None)
+    record["text"] = self._value(shard, members, record, self._text)
+    if self._label is not None:
+      label = self._value(shard, members, record, self._label)
+      if label is not None:
+        record["label"] = str(label)
+    return record
+
+  def _value(self, shard, members, record, name):
+    """A text member of a record, or a field of its json."""
+    if name.startswith("json."):
+      return record.get(name.removeprefix("json."))
+    data = self._read(shard, members, (name,))
+    if data is None:
+      return None
+    return data.decode("utf-8", "replace").removesuffix("\n")
+
+  def _picture(self, shard, members) -> bytes | BadRecord:
+    data = self._read(shard, members, self._image)
+    if data is None:
+      kinds = [self._index.kinds[k] for k in members["kind"]]
+      return BadRecord(
+        "missing_image", f"there are only members {', '.join(kinds)}"
+      )
+    return data
+
+  def _read(self, shard, members, kinds) -> bytes | None:
+    """The first member of one of some kinds; None if there is none.
+
+    Raises:
+      BadRecord: its shard ends before it does, or it is too large.
+    """
+    numbers = [self._kinds[k] for k in kinds if k in self._kinds]
+    for offset, size, kind in members.tolist():
+      if kind not in numbers:
+        continue
+      if size > MAX_BYTES:
+        raise BadRecord("too_large", f"a member is {size:,} bytes long")
+      data = self._storage.read(shard, offset, size)
+      if len(data) < size:
+        raise BadRecord(
+          "cut_short",
+          f"{self._storage.paths[shard]} ends after {len(data)} of the"
+          f" {size} bytes of a member",
+        )
+      return data
+    return None
+
+
+def _json(data) -> Record:
+  """The fields of a json member; none of one that is no JSON object."""
+  try:
+    record = json.loads(data)
+  except ValueError as error:
+    raise BadRecord("bad_line", f"its json cannot be read: {error}") from error
+  if not isinstance(record, dict):
+    raise BadRecord("bad_line", f"its json is {record!r:.60}, not an object")
+  return record
