@@ -35,7 +35,7 @@ CORE = [
 
 PLOT = ["matplotlib>=3.9"]
 # Formats and tokenizers of other projects.
-FORMATS = ["datasets>=3", "pyarrow>=17", "tokenizers>=0.20"]
+FORMATS = ["datasets>=3", "ftfy>=6.1", "pyarrow>=17", "tokenizers>=0.20"]
 
 EXTRAS = {
   "plot": PLOT,

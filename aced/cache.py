@@ -31,9 +31,10 @@ from aced.data.pipeline import eval_batches, eval_captions
 from aced.data.records import Slice
 from aced.evaluation.embed import pad_rows
 from aced.models import params as params_lib
-from aced.training import blueprint, command, sharding
-from aced.training.build import Input, load_weights, open_input
+from aced.training import blueprint, command, sharding, views
+from aced.training.build import load_weights
 from aced.training.embedding import embed
+from aced.training.input import Input, open_input
 from aced.training.workdir import write_json
 
 
@@ -84,8 +85,9 @@ def write_cache(
   """
   config = config_lib.resolve(config)
   check_request(config, model, batch_size, shard_records)
-  inputs, folder = open_input(config), prepare(output)
-  encoder = make_encoder(config, model, inputs.tokenizer.vocab_size)
+  view = views.from_config(config)[model]
+  inputs, folder = open_input(config).seen(view), prepare(output)
+  encoder = make_encoder(config, model, view, inputs.tokenizer.vocab_size)
   contents = cache_lib.Contents(
     identities={"model": encoder.fingerprint, **inputs.identities()},
     records=len(inputs.source),
@@ -181,17 +183,19 @@ def check_request(
       raise config_lib.ConfigError(f"--{name}={value} must be above 0.")
 
 
-def make_encoder(config: Any, name: str, vocab_size: int) -> Encoder:
+def make_encoder(
+  config: Any, name: str, view: views.View, vocab_size: int
+) -> Encoder:
   """Loads a frozen model of a resolved config onto the devices."""
   mesh = sharding.make_mesh(config.mesh)
   model = blueprint.build_model(config.frozen[name], vocab_size)
-  params = load_weights(config, name, model)
+  params = load_weights(config, name, model, view)
   fingerprint = params_lib.fingerprint(params)
   params = jax.device_put(
     params, sharding.by_rules(params, config.frozen_sharding, mesh)
   )
   found = jax.jit(functools.partial(embed, model))(
-    params, blueprint.example(config)
+    params, blueprint.example(view)
   )
   images, texts = (
     functools.partial(function, params)

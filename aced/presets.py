@@ -48,8 +48,10 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
         f" {', '.join(known)}.{config_lib.did_you_mean(word, known)}"
       )
   config = config_lib.default()
-  # `init` and `cache` are there to be set on the command line.
-  reference = {"init": "", "cache": "", **SIZES[size](config)}
+  # Those that are empty are there to be set on the command line.
+  empty = {"init": "", "cache": "", "tokenizer": ""}
+  empty |= {"image_size": 0, "text_length": 0}
+  reference = {**empty, **SIZES[size](config)}
   return Preset(config, variant, reference)
 
 

@@ -18,7 +18,7 @@ def get_config(arg=None):
   config, _, reference = preset(arg)
   config.name = "reference"
   config.student.update(
-    {k: v for k, v in reference.items() if k not in ("init", "cache")}
+    {k: v for k, v in reference.items() if k in config.student and k != "init"}
   )
   config.student.variant = ""
   if config.total_steps:

@@ -6,21 +6,30 @@ value of the wrong type raises where it is written; `resolve` checks the rest
 and fills in what follows from other keys.
 """
 
-from aced.config.defaults import default, durations
-from aced.config.durations import steps
-from aced.config.errors import ConfigError, did_you_mean
-from aced.config.plain import differences, flatten, to_plain
-from aced.config.resolving import loaded_size, resolve
+import importlib
 
-__all__ = [
-  "ConfigError",
-  "default",
-  "did_you_mean",
-  "differences",
-  "durations",
-  "flatten",
-  "loaded_size",
-  "resolve",
-  "steps",
-  "to_plain",
-]
+from aced.config.errors import ConfigError, did_you_mean
+
+# Public name -> the module that has it. They are loaded when first used: they
+# need jax, and processes that only read data do without it.
+_MODULES = {
+  "default": "defaults",
+  "steps": "durations",
+  "differences": "plain",
+  "flatten": "plain",
+  "to_plain": "plain",
+  "loaded_size": "resolving",
+  "resolve": "resolving",
+}
+__all__ = ["ConfigError", "did_you_mean", *sorted(_MODULES)]
+
+
+def __getattr__(name):
+  if name not in _MODULES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+  return getattr(module, name)
+
+
+def __dir__():
+  return sorted({*globals(), *__all__})

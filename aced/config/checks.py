@@ -39,6 +39,9 @@ def check_ranges(config) -> None:
   not_negative |= {"scoring.microbatch", "input.num_workers"}
   not_negative |= {"scoring.patch_size", "scoring.resolution"}
   not_negative |= {"accumulation.microbatch"}
+  positive |= {"input.stall_seconds", "input.num_threads"}
+  for name in config.frozen:
+    not_negative |= {f"frozen.{name}.image_size", f"frozen.{name}.text_length"}
   flat = flatten(config)
   for key in sorted(positive | not_negative):
     least = "above 0" if key in positive else "0 or more"
@@ -91,11 +94,6 @@ def check_roles(config) -> None:
       "config.scoring.reference=True would score with the reference as it is"
       f" flexed, and config.frozen.{curation.reference}.cache holds embeddings"
       " of it in full; take one of them out."
-    )
-  if config.student.cache:
-    raise ConfigError(
-      f"config.student.cache={config.student.cache!r}: the student changes at"
-      " every step and cannot be cached; frozen models can."
     )
   named = {}
   if needs_reference:

@@ -20,7 +20,7 @@ def default() -> ConfigDict:
 
   config.input = _input()
   config.student = model()
-  # name -> model, as `student`, with `init` saying whence its weights come.
+  # name -> `frozen_model`, with `init` saying whence its weights come.
   # Frozen models are never trained, saved or given to the optimiser.
   config.frozen = ConfigDict()
 
@@ -95,9 +95,14 @@ def _input() -> ConfigDict:
   config.flip = False
   config.tokenizer = "bytes"
   config.text_length = 64
-  config.num_threads = 2
+  # Whether JPEGs may be decoded at a fraction of their size, no smaller than
+  # what is wanted: faster, and fine detail is another by a level or two.
+  config.shrink = True
+  config.num_threads = 2  # That read, where no processes do.
   config.num_workers = 0  # Processes; 0 reads in threads of this one.
   config.prefetch = 2  # Super-batches kept ready, on the host and on devices.
+  # How long one record may take before it is named, and its process ended.
+  config.stall_seconds = 60.0
   return config
 
 
@@ -113,8 +118,19 @@ def model() -> ConfigDict:
   config.temperature_init = 10.0
   config.bias_init = placeholder(float)
   config.init = ""  # A checkpoint or .npz to start from; "" is random.
-  # Of a frozen model: the folder of its embeddings, from `aced.cache`.
-  config.cache = ""
+  return config
+
+
+def frozen_model() -> ConfigDict:
+  """A frozen model: as `model`, and what it sees in the place of the student.
+
+  0 and "" are what `input` says.
+  """
+  config = model()
+  config.cache = ""  # The folder of its embeddings, from `aced.cache`.
+  config.image_size = 0
+  config.tokenizer = ""
+  config.text_length = 0
   return config
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aced.config.checks import check_choices, check_ranges, check_roles
-from aced.config.defaults import default, lock, model
+from aced.config.defaults import default, frozen_model, lock
 from aced.config.errors import ConfigError, did_you_mean
 from aced.curation import check_sizes, super_batch_size
 
@@ -68,7 +68,7 @@ def _merge(into, given, path=""):
   for key, value in given.items():
     name = f"{path}.{key}" if path else key
     if path == "frozen":
-      into[key] = model()
+      into[key] = frozen_model()
     if not free and key not in into:
       raise ConfigError(
         f"config.{name} is not a known key;"

@@ -88,7 +88,8 @@ class DeviceBatches:
     then, waited = self._since
     self._since = (now, self.seconds_waited)
     share = (self.seconds_waited - waited) / max(now - then, 1e-9)
-    return {"time/waiting": share}
+    of_host = self._source.metrics() if hasattr(self._source, "metrics") else {}
+    return {"time/waiting": share, **of_host}
 
   def close(self) -> None:
     """Stops reading ahead, and closes the host iterator."""
@@ -114,7 +115,8 @@ def to_devices(
   """Sends batches to the devices ahead of use.
 
   Args:
-    iterator: of host batches; every process gives its share of the rows.
+    iterator: of host batches; every process gives its share of the rows. Its
+      `metrics()`, if it has any, are passed on.
     sharding_for: maps the name and the local array of a column to the sharding
       of the global array.
     depth: the most batches on the devices that have not been asked for.
@@ -151,6 +153,8 @@ def _place(sharding_for, scales: Scales, batch):
   of_models = [
     f"cached/{name}/{z}" for name in scales for z in ("zimg", "ztxt")
   ]
+  # Other sizes of the pictures, and other tokens: `image@...`, `labels@...`.
+  of_models += [key for key in batch if "@" in key]
   placed = {
     key: jax.make_array_from_process_local_data(
       sharding_for(key, batch[key]), batch[key]

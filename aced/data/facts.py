@@ -1,18 +1,21 @@
 """What one look at a record tells: its picture, its captions, its faults."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from aced.data.decoding import decode
 from aced.data.duplicates import LOOK_SIDE, likeness
 from aced.data.records import BadRecord, Source, captions
-from aced.data.tokenizers import Tokenizer
-from aced.data.transforms import decode
+from aced.data.tokenizers import Tokenizer, load_tokenizer
 
 # The cause of a record that fails in a way that is not one of `CAUSES`.
-RAISES = "raises"
+RAISES = "raises_error"
+# Longer captions are counted as this long: none is trained on whole.
+MOST_TOKENS = 1024
 # Records of each cause that are named.
 EXAMPLES = 3
 
@@ -57,12 +60,13 @@ CAPTION = np.dtype(
   [
     ("index", np.int64),
     ("digest", np.uint64),  # Of the text, without case and outer blanks.
-    ("tokens", np.int32),  # With the end.
+    ("tokens", np.int32),  # With start and end.
   ]
 )
 
 
-class Example(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Example:
   """A record that cannot be used: which, where it is stored, and why."""
 
   index: int
@@ -95,10 +99,10 @@ def examine(
   """Looks at records, in this process."""
   pictures, texts, bad = [], [], []
   for index in map(int, indices):
-    record, why = _attempt(source.__getitem__, index)
+    record, why = attempt(source.__getitem__, index)
     if why is None:
-      picture, no_picture = _attempt(_picture, record, index)
-      rows, no_caption = _attempt(_captions, record, index, tokenizer)
+      picture, no_picture = attempt(_picture, record, index)
+      rows, no_caption = attempt(_captions, record, index, tokenizer)
       problems = [p for p in (no_picture, no_caption) if p]
     else:
       problems = [why]
@@ -114,6 +118,24 @@ def examine(
     np.array(texts, CAPTION),
     *count_causes(source, bad),
   )
+
+
+def attempt(
+  function: Callable, *args: Any
+) -> tuple[Any, tuple[str, str] | None]:
+  """Reads something of a record, which may fail in any way.
+
+  Returns:
+    What the function returns and None, or None and the cause and detail of why
+    it did not; the cause is `RAISES` where no `BadRecord` says it.
+  """
+  try:
+    return function(*args), None
+  except BadRecord as bad:
+    return None, (bad.cause, bad.detail)
+  except Exception as error:
+    # A run ends here, and the verdict says so; the survey goes on.
+    return None, (RAISES, f"{type(error).__name__}: {error}")
 
 
 def join(parts: Sequence[Facts]) -> Facts:
@@ -133,19 +155,29 @@ def join(parts: Sequence[Facts]) -> Facts:
   )
 
 
-def count_tokens(ids: np.ndarray, pad: int, eos: int) -> np.ndarray:
-  """Returns how many ids of each row are of its text and its end.
+def long_tokenizer(spec: str, text_length: int) -> Tokenizer:
+  """Loads a tokenizer to count with: it cuts no text that a run does not cut.
+
+  Raises:
+    ConfigError: as `load_tokenizer`.
+  """
+  return load_tokenizer(spec, max(MOST_TOKENS, text_length + 1))
+
+
+def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+  """Returns the ids of each text, start and end included, `(n,)` int.
 
   Args:
-    ids: `(n, length)`, as a tokenizer gives them.
-    pad: the id that fills up; it may be that of the end.
-    eos: the id of the end.
+    tokenizer: its length is the most that is counted.
+    texts: `n` of them.
   """
+  ids, pad = tokenizer([*texts, ""]), tokenizer.pad
   filled = ids != pad
   last = ids.shape[1] - np.argmax(filled[:, ::-1], axis=1)
   count = np.where(filled.any(axis=1), last, 0)
-  # An end that looks like padding was not counted.
-  return count + (pad == eos)
+  # An end that looks like padding was not counted: the row of no text says so.
+  missing = pad == tokenizer.eos or count[-1] < tokenizer.reserved
+  return count[:-1] + missing
 
 
 def text_digest(text: str) -> int:
@@ -188,7 +220,7 @@ def _captions(
 ) -> list[tuple]:
   """Rows of `CAPTION`."""
   texts = captions(record)
-  tokens = count_tokens(tokenizer(texts), tokenizer.pad, tokenizer.eos)
+  tokens = count_tokens(tokenizer, texts)
   return [(index, text_digest(t), n) for t, n in zip(texts, tokens)]
 
 
@@ -197,17 +229,6 @@ def _digest(*parts) -> int:
   for part in parts:
     digest.update(part)
   return int.from_bytes(digest.digest()[:8], "big")
-
-
-def _attempt(function: Callable, *args) -> tuple[Any, tuple[str, str] | None]:
-  """What a function returns and None, or None and why it did not."""
-  try:
-    return function(*args), None
-  except BadRecord as bad:
-    return None, (bad.cause, bad.detail)
-  except Exception as error:
-    # A run ends here, and the verdict says so; the survey goes on.
-    return None, (RAISES, f"{type(error).__name__}: {error}")
 
 
 def count_causes(

@@ -1,14 +1,18 @@
-"""What stands where in the stream of records, and reading parts of it."""
+"""What stands where in the stream of records, and making arrays of it.
+
+A batch is read in parts. What a part holds is said by a `Task`, which needs
+nothing but arithmetic; a `Loader` fills arrays with it, in this process or in
+another one.
+"""
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from grain import experimental
 
 from aced.data import faults
-from aced.data.cache import EmbeddingCache
+from aced.data.cache import DTYPE, EmbeddingCache
 from aced.data.records import CAUSES, BadRecord, captions
 
 Batch = dict[str, np.ndarray]
@@ -28,9 +32,17 @@ def record_index(
   epoch, index = divmod(position, size)
   if not shuffle:
     return index
-  return experimental.index_shuffle(
+  return _shuffle()(
     index, max_index=size - 1, seed=_epoch_seed(seed, epoch), rounds=4
   )
+
+
+@functools.cache
+def _shuffle():
+  # Grain brings jax with it, which processes that only load do without.
+  from grain import experimental
+
+  return experimental.index_shuffle
 
 
 @functools.lru_cache(maxsize=16)
@@ -38,18 +50,36 @@ def _epoch_seed(seed: int, epoch: int) -> int:
   return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-class Parts:
-  """Parts of batches, by number, for grain to read in any order.
+class Task(NamedTuple):
+  """Some rows of a batch.
 
-  Part `k` is the rows `[p, p + part_rows)` of this process's share of a step.
-  `seed` None is evaluation: one pass, nothing random, no caption needed.
+  Attributes:
+    positions: of the rows in the stream of records; randomness hangs on them.
+    indices: of their records; -1 is a row without one.
+    skip: row -> the code of a cause for which its record is not to be read.
+  """
+
+  positions: Sequence[int]
+  indices: Sequence[int]
+  skip: Mapping[int, int] = {}
+
+
+class Plan:
+  """Which task is which part of which batch.
+
+  Args:
+    size: records of the source.
+    rows: of every batch that this process reads.
+    batch_size: rows of a batch over all processes.
+    part_rows: the most rows of a task.
+    steps: the batches that are read.
+    seed: of the order; None is evaluation: one pass in order, filled up.
+    shuffle: whether epochs are shuffled.
   """
 
   def __init__(
     self,
-    source,
-    tokenizer,
-    transform,
+    size: int,
     rows: range,
     *,
     batch_size: int,
@@ -57,78 +87,140 @@ class Parts:
     steps: range,
     seed: int | None,
     shuffle: bool,
-    caches: Mapping[str, EmbeddingCache] | None = None,
   ):
-    self.source, self.tokenizer = source, tokenizer
-    self.caches = caches or {}
-    self.transform, self.rows = transform, rows
-    self.batch_size, self.part_rows = batch_size, part_rows
-    self.steps, self.seed, self.shuffle = steps, seed, shuffle
+    self.size, self.rows, self.batch_size = size, rows, batch_size
+    self.part_rows, self.steps = part_rows, steps
+    self.seed, self.shuffle = seed, shuffle
     self.per_batch = -(-len(rows) // part_rows)
 
   def __len__(self):
     return len(self.steps) * self.per_batch
 
-  def __repr__(self):
-    return f"super-batches of {self.batch_size} from {self.source!r}"
-
-  def __getitem__(self, number: int) -> Batch:
-    step, part = divmod(number, self.per_batch)
+  def part(self, number: int) -> tuple[int, slice, Task]:
+    """The batch, the rows in it, and the task of part `number`."""
+    batch, part = divmod(number, self.per_batch)
     first = part * self.part_rows
-    start = self.steps[step] * self.batch_size
     rows = self.rows[first : first + self.part_rows]
-    return self._load([start + row for row in rows])
+    start = self.steps[batch] * self.batch_size
+    positions = [start + row for row in rows]
+    task = Task(positions, [self._record(p) for p in positions])
+    return batch, slice(first, first + len(rows)), task
 
-  def _load(self, positions: Sequence[int]) -> Batch:
-    count, side = len(positions), self.transform.image_size
-    batch = {
-      "image": np.zeros((count, side, side, 3), np.uint8),
-      "_mask": np.zeros(count, bool),
-      "index": np.full(count, -1, np.int32),
-      "error": np.zeros(count, np.int8),
-    }
-    if getattr(self.source, "has_faults", False):
-      batch["fault"] = np.full(count, faults.UNKNOWN, np.int8)
-    texts, chosen = [""] * count, [0] * count
-    for row, position in enumerate(positions):
-      texts[row], chosen[row] = self._load_row(batch, row, position)
-    for name, found in self.caches.items():
-      self._read_cache(batch, texts, chosen, name, found)
-    return batch | {"labels": self.tokenizer(texts)}
-
-  def _read_cache(self, batch, texts, chosen, name, found) -> None:
-    """Adds the embeddings of a frozen model; masks what it has not."""
-    zimg, ztxt, usable = found.read(batch["index"], chosen)
-    batch |= {f"cached/{name}/zimg": zimg, f"cached/{name}/ztxt": ztxt}
-    for row in np.flatnonzero(batch["_mask"] & ~usable):
-      batch["_mask"][row], texts[row] = False, ""
-      batch["image"][row] = 0
-      batch["error"][row] = CAUSES["not_cached"]
-
-  def _load_row(self, batch: Batch, row: int, position: int) -> tuple[str, int]:
-    """Fills a row of a batch; returns its caption, and which one it is."""
-    size = len(self.source)
+  def _record(self, position):
     if self.seed is None:
-      index, rng, choose = position, None, _first_caption
-      if index >= size:
-        return "", 0
-    else:
-      index = record_index(position, size, self.seed, self.shuffle)
-      rng = np.random.default_rng((self.seed, position))
-      choose = _any_caption
-    batch["index"][row] = index
+      return position if position < self.size else -1
+    return record_index(position, self.size, self.seed, self.shuffle)
+
+
+class Loader:
+  """Fills arrays with records. Can be pickled.
+
+  Args:
+    source: of records.
+    tokenizer: of the column `labels`.
+    transform: of the column `image`, and of other sizes of the same picture.
+    seed: of augmentation and choice among captions; None is evaluation, where
+      neither is, and no caption is needed.
+    caches: name -> embeddings by a frozen model.
+    image_views: column -> another size of the picture.
+    label_views: column -> another tokenizer.
+  """
+
+  def __init__(
+    self,
+    source: Any,
+    tokenizer: Any,
+    transform: Any,
+    *,
+    seed: int | None,
+    caches: Mapping[str, EmbeddingCache] | None = None,
+    image_views: Mapping[str, int] | None = None,
+    label_views: Mapping[str, Any] | None = None,
+  ):
+    self.source, self.transform, self.seed = source, transform, seed
+    self.caches = dict(caches or {})
+    self.sizes = {"image": transform.image_size, **(image_views or {})}
+    self.tokenizers = {"labels": tokenizer, **(label_views or {})}
+    self.faults = bool(getattr(source, "has_faults", False))
+
+  def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Name -> shape of a row and dtype, of every column."""
+    found = {
+      "_mask": ((), bool),
+      "index": ((), np.int32),
+      "error": ((), np.int8),
+      **({"fault": ((), np.int8)} if self.faults else {}),
+      **{k: ((size, size, 3), np.uint8) for k, size in self.sizes.items()},
+      **{k: ((t.length,), np.int32) for k, t in self.tokenizers.items()},
+    }
+    for name, cache in self.caches.items():
+      for part in ("zimg", "ztxt"):
+        found[f"cached/{name}/{part}"] = ((cache.width,), DTYPE)
+    return {k: (shape, np.dtype(dtype)) for k, (shape, dtype) in found.items()}
+
+  def load(
+    self, task: Task, out: Batch, at: Callable[[int], None] = lambda row: None
+  ) -> None:
+    """Fills the rows of every column.
+
+    Args:
+      task: `n` rows.
+      out: every column of `columns`, `n` rows each; overwritten.
+      at: told the row whose record is about to be read.
+    """
+    count = len(task.positions)
+    out["_mask"][:], out["error"][:] = False, 0
+    out["index"][:] = task.indices
+    if self.faults:
+      out["fault"][:] = faults.UNKNOWN
+    texts, chosen = [""] * count, [0] * count
+    for row in range(count):
+      at(row)
+      self._load_row(task, row, out, texts, chosen)
+    for name, found in self.caches.items():
+      self._read_cache(out, texts, chosen, name, found)
+    for name in self.sizes:
+      out[name][~out["_mask"]] = 0
+    for name, tokenizer in self.tokenizers.items():
+      out[name][:] = tokenizer(texts)
+
+  def _load_row(self, task, row, out, texts, chosen) -> None:
+    """Fills a row of the columns but labels; notes its caption, and which."""
+    index = task.indices[row]
+    if row in task.skip:
+      out["error"][row] = task.skip[row]
+      return
+    if index < 0:
+      return
+    evaluates = self.seed is None
+    rng = None
+    if not evaluates:
+      rng = np.random.default_rng((self.seed, task.positions[row]))
     record = self.source[index]
-    if "fault" in batch:
-      batch["fault"][row] = record.get("fault", faults.UNKNOWN)
+    if self.faults:
+      out["fault"][row] = record.get("fault", faults.UNKNOWN)
+    choose = _first_caption if evaluates else _any_caption
     try:
       # The caption goes first, so that the draws do not hang on the picture.
       text, which = choose(record, rng)
-      batch["image"][row] = self.transform(record, rng)
+      views = self.transform.views(record, tuple(self.sizes.values()), rng)
     except BadRecord as bad:
-      batch["error"][row] = bad.code
-      return "", 0
-    batch["_mask"][row] = True
-    return text, which
+      out["error"][row] = bad.code
+      return
+    for name, view in zip(self.sizes, views, strict=True):
+      out[name][row] = view
+    out["_mask"][row] = True
+    texts[row], chosen[row] = text, which
+
+  def _read_cache(self, out, texts, chosen, name, found) -> None:
+    """Adds the embeddings of a frozen model; masks what it has not."""
+    indices = np.maximum(out["index"], 0)
+    zimg, ztxt, usable = found.read(indices, chosen)
+    out[f"cached/{name}/zimg"][:] = zimg
+    out[f"cached/{name}/ztxt"][:] = ztxt
+    for row in np.flatnonzero(out["_mask"] & ~usable):
+      out["_mask"][row], texts[row] = False, ""
+      out["error"][row] = CAUSES["not_cached"]
 
 
 def _any_caption(

@@ -6,17 +6,18 @@ a position depends on `(seed, position)` alone: not on threads, workers or
 processes, nor on the step a run began at.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from absl import flags
 
 from aced.config import ConfigError
 from aced.data.cache import EmbeddingCache
-from aced.data.parts import Batch, Parts, record_index
+from aced.data.parts import Batch, Loader, Plan, record_index
 from aced.data.records import BadRecord, captions
+from aced.data.workers import Threads, Workers
 
 __all__ = [
   "Batches",
@@ -26,16 +27,33 @@ __all__ = [
   "superbatches",
 ]
 
-# Rows that one thread reads at a time: few enough that a large batch is shared
-# out, many enough that handing them on costs nothing.
-_PART_ROWS = 256
+# Rows that one thread or process reads at a time: few enough that a large batch
+# is shared out, many enough that handing them on costs nothing.
+_PART_ROWS = 64
+# How long one record may take before it is named, and its process ended.
+STALL_SECONDS = 60.0
 
 
 class Batches:
-  """An iterator of host batches; close it, or use it as a context manager."""
+  """An iterator of host batches; close it, or use it as a context manager.
 
-  def __init__(self, dataset: grain.IterDataset):
-    self._iterator = iter(dataset)
+  Args:
+    assembly: what makes them.
+    num_threads: that do so at the same time.
+    ahead: parts that are made before they are asked for.
+  """
+
+  def __init__(self, assembly: "_Assembly", num_threads: int, ahead: int):
+    self._assembly = assembly
+    parts = grain.MapDataset.source(assembly).to_iter_dataset(
+      grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+    )
+    per_batch = assembly.plan.per_batch
+    self._iterator = iter(parts.batch(per_batch, batch_fn=assembly.whole))
+
+  def metrics(self) -> dict[str, float]:
+    """How often a process that reads had to be started anew."""
+    return {"data/reader_restarts": float(self._assembly.reader.restarts)}
 
   def __iter__(self) -> "Batches":
     return self
@@ -49,6 +67,7 @@ class Batches:
 
   def close(self) -> None:
     """Ends the threads and processes that read ahead."""
+    self._assembly.reader.close()
     self._iterator.close()
 
   def __enter__(self) -> "Batches":
@@ -73,7 +92,10 @@ def superbatches(
   num_workers: int = 0,
   prefetch: int = 2,
   shuffle: bool = True,
+  stall_seconds: float = STALL_SECONDS,
   caches: Mapping[str, EmbeddingCache] | None = None,
+  image_views: Mapping[str, int] | None = None,
+  label_views: Mapping[str, Any] | None = None,
 ) -> Batches:
   """Returns `num_steps` super-batches, of steps from `start_step` on.
 
@@ -87,19 +109,23 @@ def superbatches(
     start_step: the first that is read.
     process_index: which share of every batch this is.
     process_count: shares of every batch.
-    num_threads: that read, in each process that does.
-    num_workers: processes that read; 0 is this one.
+    num_threads: that read, where no processes do.
+    num_workers: processes that read; 0 is threads of this one.
     prefetch: batches read ahead.
     shuffle: whether epochs are shuffled.
+    stall_seconds: how long one record may take before it is named. A process
+      is then ended and started anew; a thread cannot be.
     caches: name -> embeddings of the source by a frozen model.
+    image_views: column -> another size of the pictures, with the same crops.
+    label_views: column -> another tokenizer of the captions.
 
   Returns:
     Dicts of `image` `(n, h, w, 3)` uint8, `labels` `(n, l)` int32, `_mask`
     `(n,)` bool, `index` `(n,)` int32, `error` `(n,)` int8 (a code of
     `records.CAUSES`) and, where the source knows it, `fault` `(n,)` int8 (-1
     is unknown); `n = B / process_count`. With caches, `cached/NAME/zimg` and
-    `cached/NAME/ztxt`, `(n, d)` bfloat16. A record that cannot be used is all
-    zeros with `_mask` False.
+    `cached/NAME/ztxt`, `(n, d)` bfloat16. A record that cannot be used has a
+    black picture, no text, and `_mask` False.
 
   Raises:
     ConfigError: sizes that do not fit.
@@ -115,20 +141,27 @@ def superbatches(
   for name, value in (("start_step", start_step), ("num_steps", num_steps)):
     if value < 0:
       raise ConfigError(f"{name}={value} must be 0 or above.")
-  rows = _local_rows(batch_size, process_index, process_count)
-  parts = Parts(
+  reading = _Reading(num_threads, num_workers, prefetch, stall_seconds)
+  loader = Loader(
     source,
     tokenizer,
     transform,
+    seed=seed,
+    caches=caches,
+    image_views=image_views,
+    label_views=label_views,
+  )
+  rows = _local_rows(batch_size, process_index, process_count)
+  plan = Plan(
+    len(source),
     rows,
     batch_size=batch_size,
-    part_rows=_part_rows(len(rows), num_threads * max(num_workers, 1)),
+    part_rows=_part_rows(len(rows), reading.readers),
     steps=range(start_step, start_step + num_steps),
     seed=seed,
     shuffle=shuffle,
-    caches=caches,
   )
-  return _read(parts, num_threads, num_workers, prefetch)
+  return _read(plan, loader, reading)
 
 
 def eval_batches(
@@ -142,6 +175,7 @@ def eval_batches(
   num_threads: int = 2,
   num_workers: int = 0,
   prefetch: int = 2,
+  stall_seconds: float = STALL_SECONDS,
 ) -> Batches:
   """Returns every record once, in order, in batches of one size.
 
@@ -157,9 +191,10 @@ def eval_batches(
     batch_size: records in a batch over all processes.
     process_index: which share of every batch this is.
     process_count: shares of every batch.
-    num_threads: that read, in each process that does.
-    num_workers: processes that read; 0 is this one.
+    num_threads: that read, where no processes do.
+    num_workers: processes that read; 0 is threads of this one.
     prefetch: batches read ahead.
+    stall_seconds: how long one record may take before it is named.
 
   Returns:
     Dicts as of `superbatches`.
@@ -167,19 +202,18 @@ def eval_batches(
   Raises:
     ConfigError: sizes that do not fit.
   """
+  reading = _Reading(num_threads, num_workers, prefetch, stall_seconds)
   rows = _local_rows(batch_size, process_index, process_count)
-  parts = Parts(
-    source,
-    tokenizer,
-    transform,
+  plan = Plan(
+    len(source),
     rows,
     batch_size=batch_size,
-    part_rows=_part_rows(len(rows), num_threads * max(num_workers, 1)),
+    part_rows=_part_rows(len(rows), reading.readers),
     steps=range(-(-len(source) // batch_size)),
     seed=None,
     shuffle=False,
   )
-  return _read(parts, num_threads, num_workers, prefetch)
+  return _read(plan, Loader(source, tokenizer, transform, seed=None), reading)
 
 
 def eval_captions(source: Any) -> tuple[list[str], np.ndarray]:
@@ -204,38 +238,86 @@ def eval_captions(source: Any) -> tuple[list[str], np.ndarray]:
   return texts, np.array(index, np.int32)
 
 
-def _read(parts, num_threads, num_workers, prefetch) -> Batches:
-  """Reads parts ahead, in order, and joins them to batches."""
-  for name, value, least in (
-    ("num_threads", num_threads, 1),
-    ("num_workers", num_workers, 0),
-    ("prefetch", prefetch, 1),
-  ):
-    if value < least:
-      raise ConfigError(f"{name}={value} must be {least} or above.")
-  ahead = max(prefetch * parts.per_batch, num_threads)
-  per_worker = -(-ahead // max(num_workers, 1))
-  dataset = grain.MapDataset.source(parts).to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=num_threads,
-      prefetch_buffer_size=num_threads if num_workers else ahead,
-    )
-  )
-  if num_workers:
-    if not flags.FLAGS.is_parsed():
-      # Grain hands its flags to the workers, and reads them to do so. A program
-      # that does not use absl never parses them: their defaults hold.
-      flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=num_workers, per_worker_buffer_size=per_worker
-      )
-    )
-  return Batches(dataset.batch(parts.per_batch, batch_fn=_join))
+class _Reading(NamedTuple):
+  """Who reads, and how far ahead."""
+
+  num_threads: int
+  num_workers: int
+  prefetch: int
+  stall_seconds: float
+
+  @property
+  def readers(self) -> int:
+    """Parts that are read at the same time."""
+    return self.num_workers or self.num_threads
+
+  def check(self) -> None:
+    """Refuses numbers that cannot be."""
+    for name, least in (("num_threads", 1), ("num_workers", 0)):
+      if getattr(self, name) < least:
+        raise ConfigError(
+          f"{name}={getattr(self, name)} must be {least} or above."
+        )
+    if self.prefetch < 1:
+      raise ConfigError(f"prefetch={self.prefetch} must be 1 or above.")
+    if not self.stall_seconds > 0:
+      raise ConfigError(f"stall_seconds={self.stall_seconds} must be above 0.")
 
 
-def _join(parts: Sequence[Batch]) -> Batch:
-  return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
+class _Assembly:
+  """Parts of batches, by number, for grain to make in any order.
+
+  A part is made in its place in the arrays of its batch, which are there from
+  its first part on until the batch is handed on: `prefetch` batches or so.
+  """
+
+  def __init__(self, plan: Plan, loader: Loader, reader: Threads | Workers):
+    self.plan, self.reader = plan, reader
+    self._columns = loader.columns()
+    self._source = repr(loader.source)
+    self._batches: dict[int, Batch] = {}
+    self._lock = threading.Lock()
+
+  def __len__(self):
+    return len(self.plan)
+
+  def __repr__(self):
+    return f"batches of {self.plan.batch_size} from {self._source}"
+
+  def __getitem__(self, number: int) -> int:
+    """Makes a part; returns the number of its batch."""
+    batch, rows, task = self.plan.part(number)
+    with self._lock:
+      if batch not in self._batches:
+        self._batches[batch] = self._empty()
+      arrays = self._batches[batch]
+    self.reader.load(task, {k: v[rows] for k, v in arrays.items()})
+    return batch
+
+  def whole(self, batches: Sequence[int]) -> Batch:
+    """The batch whose parts have all been made."""
+    with self._lock:
+      return self._batches.pop(batches[0])
+
+  def _empty(self) -> Batch:
+    count = len(self.plan.rows)
+    return {
+      name: np.empty((count, *shape), dtype)
+      for name, (shape, dtype) in self._columns.items()
+    }
+
+
+def _read(plan: Plan, loader: Loader, reading: _Reading) -> Batches:
+  """Reads batches ahead, in order."""
+  reading.check()
+  if reading.num_workers:
+    reader = Workers(
+      loader, reading.num_workers, plan.part_rows, reading.stall_seconds
+    )
+  else:
+    reader = Threads(loader, reading.stall_seconds)
+  ahead = max(reading.prefetch * plan.per_batch, reading.readers)
+  return Batches(_Assembly(plan, loader, reader), reading.readers, ahead)
 
 
 def _local_rows(batch_size, process_index, process_count) -> range:

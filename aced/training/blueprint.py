@@ -18,9 +18,11 @@ from aced import config as config_lib
 from aced import models
 from aced.embeddings import Embeddings
 from aced.training import ledger, optimizer, sharding, state
+from aced.training import views as views_lib
 from aced.training.embedding import embed
 from aced.training.recipe import Recipe
 from aced.training.step import TrainStep
+from aced.training.views import STUDENT, View, Views
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Blueprint:
     recipe: the method, as static values.
     student: the model that is trained.
     frozen_models: name -> model, of those that are run.
+    views: name -> what the model sees.
     cached: name -> width of the embeddings, of those that are cached.
     optimizer: the optimiser.
     total_steps: of the run.
@@ -43,6 +46,7 @@ class Blueprint:
   recipe: Recipe
   student: nn.Module
   frozen_models: Mapping[str, nn.Module]
+  views: Views
   cached: Mapping[str, int]
   optimizer: optax.GradientTransformation
   total_steps: int
@@ -61,7 +65,7 @@ class Blueprint:
 
   def init_student(self, rng: jax.Array) -> Any:
     """Random parameters of the student."""
-    return init_params(self.student, self.config, rng)
+    return init_params(self.student, self.views[STUDENT], rng)
 
   def train_step(self, shardings: state.TrainState) -> Any:
     """The step, jitted; it takes over the buffers of the state.
@@ -78,6 +82,7 @@ class Blueprint:
       self.optimizer,
       self.recipe,
       self.mesh,
+      self.views,
     )
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -92,7 +97,8 @@ class Blueprint:
     where = state.shardings(first, mesh, config.sharding)
     frozen = {
       name: jax.eval_shape(
-        lambda rng, m=model: init_params(m, config, rng), jax.random.key(0)
+        lambda rng, m=model, v=self.views[name]: init_params(m, v, rng),
+        jax.random.key(0),
       )
       for name, model in self.frozen_models.items()
     }
@@ -104,8 +110,7 @@ class Blueprint:
     )
 
   def _batch_shapes(self):
-    n, size = self.recipe.super_batch, self.config.input.image_size
-    length = self.config.input.text_length
+    n = self.recipe.super_batch
 
     def shape(dtype, *dims):
       where = sharding.rows(self.mesh, len(dims))
@@ -114,11 +119,12 @@ class Blueprint:
     scale = jax.ShapeDtypeStruct(
       (), jnp.float32, sharding=sharding.replicated(self.mesh)
     )
-    batch = {
-      "image": shape(jnp.uint8, n, size, size, 3),
-      "labels": shape(jnp.int32, n, length),
-      "_mask": shape(jnp.bool_, n),
-    }
+    batch = {"_mask": shape(jnp.bool_, n)}
+    for name in (STUDENT, *self.frozen_models):
+      view = self.views[name]
+      side = view.image_size
+      batch[view.image] = shape(jnp.uint8, n, side, side, 3)
+      batch[view.labels] = shape(jnp.int32, n, view.text_length)
     cached = {
       name: Embeddings(*(shape(jnp.bfloat16, n, width),) * 2, scale, scale)
       for name, width in self.cached.items()
@@ -129,12 +135,12 @@ class Blueprint:
     """Linear maps of feature distillation, for teachers of another width."""
     if self.recipe.distill_loss != "feature":
       return {}
-    ours, maps = self._widths(self.student), {}
+    ours, maps = self._widths(STUDENT), {}
     for name, _ in self.recipe.teachers:
       if name in self.cached:
         theirs = (self.cached[name],) * 2
       else:
-        theirs = self._widths(self.frozen_models[name])
+        theirs = self._widths(name)
       if theirs != ours:
         rngs = jax.random.split(rng, 2)
         kernel = nn.initializers.lecun_normal()
@@ -144,12 +150,13 @@ class Blueprint:
         }
     return maps
 
-  def _widths(self, model):
+  def _widths(self, name):
     """Widths of a model's image and text embeddings."""
+    model = self.student if name == STUDENT else self.frozen_models[name]
+    view = self.views[name]
 
     def shapes(rng):
-      params = init_params(model, self.config, rng)
-      return embed(model, params, example(self.config))
+      return embed(model, init_params(model, view, rng), example(view))
 
     found = jax.eval_shape(shapes, jax.random.key(0))
     return found.zimg.shape[1], found.ztxt.shape[1]
@@ -158,7 +165,7 @@ class Blueprint:
 def draw_up(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
-  vocab_size: int,
+  vocab_sizes: Mapping[str, int],
   data_size: int,
   cached: Mapping[str, int],
 ) -> Blueprint:
@@ -167,7 +174,7 @@ def draw_up(
   Args:
     config: from `config.resolve`.
     mesh: of all devices.
-    vocab_size: token ids, for text towers that do not say.
+    vocab_sizes: column of labels -> token ids, for text towers that do not say.
     data_size: records of the data set, for durations in epochs.
     cached: see `Blueprint`.
 
@@ -180,33 +187,38 @@ def draw_up(
   total_steps = config_lib.steps(
     "total", config, batch_size=recipe.batch_size, data_size=data_size
   )
-  student = build_model(config.student, vocab_size)
+  views = views_lib.from_config(config)
+  student = build_model(config.student, vocab_sizes[views[STUDENT].labels])
   frozen_models = {
-    name: build_model(config.frozen[name], vocab_size)
+    name: build_model(config.frozen[name], vocab_sizes[views[name].labels])
     for name in recipe.frozen
     if name not in cached
   }
-  _check_scoring(recipe, student, frozen_models, config.input.image_size)
+  _check_scoring(recipe, student, frozen_models, views)
   return Blueprint(
     config=config,
     mesh=mesh,
     recipe=recipe,
     student=student,
     frozen_models=frozen_models,
+    views=views,
     cached=cached,
     optimizer=make_optimizer(config, data_size, total_steps),
     total_steps=total_steps,
   )
 
 
-def _check_scoring(recipe, student, frozen_models, image_size) -> None:
+def _check_scoring(recipe, student, frozen_models, views) -> None:
   """Refuses settings of cheap scoring that the models cannot carry."""
-  scored = [student] if recipe.scores_student else []
+  scored = {STUDENT: student} if recipe.scores_student else {}
   if recipe.scoring.reference and recipe.reference in frozen_models:
-    scored.append(frozen_models[recipe.reference])
+    scored[recipe.reference] = frozen_models[recipe.reference]
   if recipe.scoring.cheap:
-    for model in scored:
-      recipe.scoring.flex(model, image_size)
+    for name, model in scored.items():
+      recipe.scoring.flex(model, views[name].image_size)
+
+
+_NOT_OF_MODELS = ("init", "cache", "image_size", "tokenizer", "text_length")
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
@@ -214,7 +226,7 @@ def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
   table = {
     k: v.to_dict() if isinstance(v, ConfigDict) else v
     for k, v in config.items()
-    if k not in ("init", "cache") and (k == "bias_init" or v not in ((), ""))
+    if k not in _NOT_OF_MODELS and (k == "bias_init" or v not in ((), ""))
   }
   table["text"].setdefault("vocab_size", vocab_size)
   return table
@@ -225,18 +237,16 @@ def build_model(config: ConfigDict, vocab_size: int) -> nn.Module:
   return models.build(model_config(config, vocab_size))
 
 
-def init_params(model: nn.Module, config: ConfigDict, rng: jax.Array) -> Any:
-  """Random parameters of a model of a resolved config."""
-  size, length = config.input.image_size, config.input.text_length
-  return state.init_params(model, rng, size, length)
+def init_params(model: nn.Module, view: View, rng: jax.Array) -> Any:
+  """Random parameters of a model for what it sees."""
+  return state.init_params(model, rng, view.image_size, view.text_length)
 
 
-def example(config: ConfigDict) -> dict[str, jax.Array]:
-  """One pair of zeros, of the sizes of `config.input`."""
-  size = config.input.image_size
+def example(view: View) -> dict[str, jax.Array]:
+  """One pair of zeros, as a model sees it."""
   return {
-    "image": jnp.zeros((1, size, size, 3)),
-    "labels": jnp.zeros((1, config.input.text_length), jnp.int32),
+    "image": jnp.zeros((1, view.image_size, view.image_size, 3)),
+    "labels": jnp.zeros((1, view.text_length), jnp.int32),
   }
 
 
@@ -268,35 +278,35 @@ def step_costs(
       embeddings are read and not computed.
   """
   cached = cached or {}
-  size, length = config.input.image_size, config.input.text_length
-  recipe = Recipe.from_config(config)
+  recipe, views = Recipe.from_config(config), views_lib.from_config(config)
 
-  def count(table, **image):
+  def count(name, **image):
+    table = config.frozen[name] if name else config.student
     # The vocabulary has no part in the cost: looking up is no product.
     table = model_config(table, vocab_size=1)
-    resolution = image.pop("resolution", 0) or size
+    resolution = image.pop("resolution", 0) or views[name].image_size
     table["image"] = {**table.get("image", {}), **image}
-    return models.count(table, resolution, length)
+    return models.count(table, resolution, views[name].text_length)
 
-  def cheap(table):
+  def cheap(name):
     scoring, patch = recipe.scoring, {}
     if scoring.patch_size:
       patch = {"patch_size": (scoring.patch_size,) * 2}
     return count(
-      table,
+      name,
       resolution=scoring.resolution,
       token_drop=scoring.token_drop,
       **patch,
     )
 
-  student = count(config.student)
+  student = count(STUDENT)
   run = [name for name in recipe.frozen if name not in cached]
-  frozen = {name: count(config.frozen[name]) for name in run}
+  frozen = {name: count(name) for name in run}
   scoring = {}
   if recipe.scoring.cheap:
-    scoring = {"": cheap(config.student).macs}
+    scoring = {STUDENT: cheap(STUDENT).macs}
     if recipe.scoring.reference and recipe.reference in run:
-      found = cheap(config.frozen[recipe.reference])
+      found = cheap(recipe.reference)
       scoring[recipe.reference] = found.macs
   return ledger.count(
     recipe,

@@ -13,40 +13,17 @@ from ml_collections import ConfigDict
 import aced
 from aced import config as config_lib
 from aced import evaluation
-from aced.data import cache, devices, identity, pipeline, sources, tokenizers
-from aced.data.transforms import Transform
+from aced.data import cache, devices, identity, pipeline, sources
 from aced.models import params as params_lib
 from aced.training import blueprint, sharding, state
+from aced.training import views as views_lib
+from aced.training.input import Input, make_transform, open_input
+from aced.training.views import View
 
 # `init` of a frozen model that was never trained, for trying things out.
 RANDOM = "random"
 # Steps between two events where the config does not say; None is the whole run.
 EVERY = {"log": 10, "eval": None, "checkpoint": 1000}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Input:
-  """What a run reads, and how it becomes arrays.
-
-  Attributes:
-    source: the pairs to learn from.
-    tokenizer: captions to token ids.
-    transform: records to pictures.
-    reading: threads, processes and batches ahead, for `aced.data.pipeline`.
-  """
-
-  source: Any
-  tokenizer: Any
-  transform: Any
-  reading: Mapping[str, int]
-
-  def identities(self) -> dict[str, str]:
-    """What tells this input from another, for caches and for resuming."""
-    return {
-      "input.source": identity.of_source(self.source),
-      "input.tokenizer": identity.of_tokenizer(self.tokenizer),
-      "input.transform": repr(self.transform),
-    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +47,7 @@ class Run(blueprint.Blueprint):
 
   def batches(self, start: int) -> devices.DeviceBatches:
     """Super-batches on the devices, from step `start` on."""
+    extra = self.views.extra(self.frozen_models)
     host = pipeline.superbatches(
       self.input.source,
       self.input.tokenizer,
@@ -82,6 +60,16 @@ class Run(blueprint.Blueprint):
       process_count=jax.process_count(),
       **self.input.reading,
       caches=self.caches,
+      image_views={
+        name: view.image_size
+        for name, view in extra.items()
+        if name == view.image
+      },
+      label_views={
+        name: self.input.tokenizers[name]
+        for name, view in extra.items()
+        if name == view.labels
+      },
     )
     return devices.to_devices(
       host,
@@ -145,18 +133,18 @@ def build(config: Mapping[str, Any]) -> Run:
       " curation.filter_ratio."
     )
   inputs = open_input(config, source)
-  identities = inputs.identities()
-  caches = open_caches(config, recipe, identities)
+  views = views_lib.from_config(config)
+  caches = open_caches(config, recipe, inputs, views)
   plan = blueprint.draw_up(
     config,
     mesh,
-    vocab_size=inputs.tokenizer.vocab_size,
+    vocab_sizes=inputs.vocab_sizes,
     data_size=len(source),
     cached={name: found.width for name, found in caches.items()},
   )
-  frozen, fingerprints = load_frozen(config, plan.frozen_models, mesh)
+  frozen, fingerprints = load_frozen(config, plan.frozen_models, views, mesh)
   fingerprints |= {name: c.fingerprint for name, c in caches.items()}
-  check_caches(config, caches, inputs.tokenizer.vocab_size)
+  check_caches(config, caches, inputs, views)
   # A quota of each device is another draw on another number of them.
   per_device = recipe.curated and recipe.scope == "per_device"
   quotas = {"curation.scope": f"{mesh.size} devices"} if per_device else {}
@@ -170,7 +158,14 @@ def build(config: Mapping[str, Any]) -> Run:
     caches=caches,
     identities={
       **{f"frozen.{name}": v for name, v in fingerprints.items()},
-      **identities,
+      **inputs.identities(),
+      **{
+        f"frozen.{name}.tokenizer": identity.of_tokenizer(
+          inputs.tokenizers[views[name].labels]
+        )
+        for name in plan.frozen_models
+        if views_lib.is_extra(views[name].labels)
+      },
       **quotas,
     },
     every={
@@ -188,29 +183,11 @@ def build(config: Mapping[str, Any]) -> Run:
   )
 
 
-def open_input(config: ConfigDict, source: Any = None) -> Input:
-  """Opens the data, the tokenizer and the transform of a resolved config."""
-  config = config.input
-  return Input(
-    sources.open_source(config.source) if source is None else source,
-    tokenizers.load(config.tokenizer, config.text_length),
-    make_transform(config),
-    {k: config[k] for k in ("num_threads", "num_workers", "prefetch")},
-  )
-
-
-def make_transform(config: ConfigDict, *, train: bool = True) -> Any:
-  """The picture transform of `config.input`; no augmentation unless `train`."""
-  return Transform(
-    image_size=config.image_size,
-    resize=config.resize,
-    crop_scale=tuple(config.crop_scale) or None if train else None,
-    flip=config.flip and train,
-  )
-
-
 def open_caches(
-  config: ConfigDict, recipe: blueprint.Recipe, identities: Mapping[str, str]
+  config: ConfigDict,
+  recipe: blueprint.Recipe,
+  inputs: Input,
+  views: views_lib.Views,
 ) -> dict[str, cache.EmbeddingCache]:
   """Opens the caches of frozen models, made of the same input.
 
@@ -221,14 +198,15 @@ def open_caches(
   for name in recipe.frozen:
     if config.frozen[name].cache:
       found[name] = cache.EmbeddingCache(config.frozen[name].cache)
-      found[name].check(identities)
+      found[name].check(inputs.identities(views[name]))
   return found
 
 
 def check_caches(
   config: ConfigDict,
   caches: Mapping[str, cache.EmbeddingCache],
-  vocab_size: int,
+  inputs: Input,
+  views: views_lib.Views,
 ) -> None:
   """Refuses a cache of another model than the one that is named with it.
 
@@ -240,14 +218,16 @@ def check_caches(
   for name, found in caches.items():
     table = config.frozen[name]
     if table.init not in ("", RANDOM):
-      model = blueprint.build_model(table, vocab_size)
-      params = load_weights(config, name, model)
+      view = views[name]
+      model = blueprint.build_model(table, inputs.vocab_sizes[view.labels])
+      params = load_weights(config, name, model, view)
       found.check({"model": params_lib.fingerprint(params)})
 
 
 def load_frozen(
   config: ConfigDict,
   frozen_models: Mapping[str, nn.Module],
+  views: views_lib.Views,
   mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """Loads every frozen model onto the devices; returns fingerprints too.
@@ -258,7 +238,7 @@ def load_frozen(
   """
   frozen, fingerprints = {}, {}
   for name, model in frozen_models.items():
-    params = load_weights(config, name, model)
+    params = load_weights(config, name, model, views[name])
     fingerprints[name] = params_lib.fingerprint(params)
     frozen[name] = jax.device_put(
       params, sharding.by_rules(params, config.frozen_sharding, mesh)
@@ -266,9 +246,11 @@ def load_frozen(
   return frozen, fingerprints
 
 
-def load_weights(config: ConfigDict, name: str, model: nn.Module) -> Any:
+def load_weights(
+  config: ConfigDict, name: str, model: nn.Module, view: View
+) -> Any:
   """Weights of a frozen model, on the host, from where its config says."""
-  init = functools.partial(blueprint.init_params, model, config)
+  init = functools.partial(blueprint.init_params, model, view)
   where = config.frozen[name].init
   if not where:
     raise config_lib.ConfigError(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from aced import config as config_lib
 from aced import models
 from aced.data import cache, sources, tokenizers
-from aced.training import blueprint, chips, program, sharding
+from aced.training import blueprint, chips, program, sharding, views
 from aced.training.recipe import Recipe
 
 # XLA keeps a little of the memory for itself (0.25 of 16 GiB on a v5e).
@@ -92,13 +92,14 @@ def draw_up(config: ConfigDict, topology: str) -> blueprint.Blueprint:
     ValueError: sizes that the devices cannot carry.
   """
   mesh = sharding.make_mesh(config.mesh, chips.devices(topology))
-  vocab_size = tokenizers.load(
-    config.input.tokenizer, config.input.text_length
-  ).vocab_size
+  vocab_sizes = {
+    view.labels: tokenizers.load(view.tokenizer, view.text_length).vocab_size
+    for view in views.from_config(config).values()
+  }
   epochs = config.total_epochs, config.optimizer.warmup_epochs
   size = len(sources.open_source(config.input.source)) if any(epochs) else 0
   return blueprint.draw_up(
-    config, mesh, vocab_size, size, _cached_widths(config)
+    config, mesh, vocab_sizes, size, _cached_widths(config)
   )
 
 
@@ -215,8 +216,9 @@ def _cached_widths(config) -> dict[str, int]:
       found[name] = cache.read_contents(table.cache).width
     else:  # It may yet be made.
       model = blueprint.model_config(table, vocab_size=1)
-      size, length = config.input.image_size, config.input.text_length
-      found[name] = models.count(model, size, length).width
+      view = views.from_config(config)[name]
+      cost = models.count(model, view.image_size, view.text_length)
+      found[name] = cost.width
   return found
 
 

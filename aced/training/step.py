@@ -20,13 +20,13 @@ import optax
 from aced import curation, objectives
 from aced.embeddings import Embeddings
 from aced.training import accumulation, sharding
+from aced.training import views as views_lib
 from aced.training.embedding import Batch, Embedder
 from aced.training.exchange import exchange, place
 from aced.training.recipe import Recipe, Scoring
 from aced.training.state import PROJECTIONS, TrainState
+from aced.training.views import STUDENT
 
-# The student's name among models; that of a frozen one cannot be empty.
-STUDENT = ""
 SAMPLERS = {
   "joint": curation.sample_jointly,
   "independent": curation.sample_independently,
@@ -91,8 +91,9 @@ class TrainStep:
   """`train_step(state, frozen, batch) -> (state, metrics)`, pure, for jit.
 
   `frozen` maps names to parameters. `batch` holds `image`, `labels`, `_mask`
-  of `B` pairs; `fault` where the data set knows the truth; and, under "cached",
-  name -> `Embeddings` of frozen models, which are then not run at all.
+  of `B` pairs; the columns of other views; `fault` where the data set knows the
+  truth; and, under "cached", name -> `Embeddings` of frozen models, which are
+  then not run at all.
   Metrics are float32 scalars.
 
   Attributes:
@@ -101,6 +102,7 @@ class TrainStep:
     optimizer: of `make_optimizer`.
     recipe: the method.
     mesh: over which batches are split.
+    views: what models see that do not see what the student does.
   """
 
   model: nn.Module
@@ -108,6 +110,7 @@ class TrainStep:
   optimizer: optax.GradientTransformation
   recipe: Recipe
   mesh: jax.sharding.Mesh
+  views: views_lib.Views = dataclasses.field(default_factory=views_lib.Views)
 
   def __call__(
     self, state: TrainState, frozen: Any, batch: Batch
@@ -141,12 +144,14 @@ class TrainStep:
     known = {name: cached[name] for name in recipe.frozen if name in cached}
     if not recipe.curated:
       rows = {k: v for k, v in batch.items() if k != "cached"}
-      return Draw(rows, rows, self.teach(known, frozen, rows))
+      taught = self.teach(known, frozen, rows)
+      rows = views_lib.without_extra(rows)
+      return Draw(rows, rows, taught)
 
     scored = dict(known)
     if recipe.reference and recipe.reference not in known:
       found = self.embedder(recipe.reference).score(
-        frozen[recipe.reference], batch
+        frozen[recipe.reference], self.see(recipe.reference, batch)
       )
       scored[recipe.reference] = found
       if not (recipe.scoring.cheap and recipe.scoring.reference):
@@ -171,6 +176,8 @@ class TrainStep:
     reused = {STUDENT: scored[STUDENT]} if recipe.reuses_scoring else {}
     # What no teacher needs has no need to travel.
     teachers = {k: known[k] for k, _ in recipe.teachers if k in known}
+    unknown = [name for name, _ in recipe.teachers if name not in known]
+    batch = views_lib.without_extra(batch, self.views.extra(unknown))
     separate = bool(recipe.teachers) and recipe.distill_batch == "iid"
     travels = reused if separate else reused | teachers
     learn, taken = take(batch, travels, selection, mesh, recipe.scope)
@@ -185,6 +192,9 @@ class TrainStep:
       )
       distil, taken = take(batch, teachers, drawn, mesh, recipe.scope)
     taught = self.teach(taken, frozen, distil)
+    same = distil is learn
+    learn = views_lib.without_extra(learn)
+    distil = learn if same else views_lib.without_extra(distil)
     return Draw(learn, distil, taught, student, selection)
 
   def select(
@@ -216,10 +226,14 @@ class TrainStep:
       name: (
         known[name]
         if name in known
-        else self.embedder(name).plain(frozen[name], rows)
+        else self.embedder(name).plain(frozen[name], self.see(name, rows))
       )
       for name, _ in self.recipe.teachers
     }
+
+  def see(self, name: str, batch: Batch) -> Batch:
+    """The pairs of a batch as a model sees them."""
+    return self.views.get(name, views_lib.View()).of(batch)
 
   def embedder(self, name: str) -> Embedder:
     """What embeds with the student or with a frozen model."""

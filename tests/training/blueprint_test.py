@@ -15,11 +15,14 @@ def described(tree):
   )
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
-@pytest.mark.parametrize("cached", [False, True])
-def test_shapes_are_those_of_the_run(repository, folder, cached, fsdp):  # noqa: F811
+@pytest.mark.parametrize(
+  ("kind", "fsdp"), [("plain", 1), ("plain", 4), ("cached", 1), ("views", 4)]
+)
+def test_shapes_are_those_of_the_run(repository, folder, kind, fsdp):  # noqa: F811
   config = smoke(repository, "kd", "feature", mesh__fsdp=fsdp)
-  if cached:
+  if kind == "views":
+    config["frozen"]["reference"] |= {"image_size": 48, "text_length": 20}
+  if kind == "cached":
     config = smoke(repository, "acid", mesh__fsdp=fsdp)
     config = with_cache(config, folder, init="")
   run = build(config)

@@ -1,0 +1,137 @@
+"""Finds the folders of data sets that TensorFlow Datasets has prepared."""
+
+import json
+import os
+import pathlib
+import re
+
+from aced.config import did_you_mean
+from aced.data.records import SourceError
+
+_FEATURES = "features.json"  # In the folder of every prepared version.
+# The last part of the path of every version.
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+# Config ("" where there are none) -> versions that are prepared, in order.
+Prepared = dict[str, list[str]]
+
+
+def find(name: str, data_dir: str = "") -> str:
+  """Returns the folder of a prepared data set.
+
+  Args:
+    name: `name`, `name/config`, `name/version`, `name/config/version`, or a
+      folder: a path that is absolute, or begins with a dot or a tilde.
+    data_dir: where data sets are; "" is the default of TFDS.
+
+  Raises:
+    SourceError: it is not there; says how to prepare it.
+  """
+  for path in (name, data_dir):
+    if "://" in path:
+      raise SourceError(
+        f"{path} is not on a disk; ArrayRecord files are read from local"
+        " folders. Copy or mount it."
+      )
+  if name.startswith(("/", ".", "~")):
+    return _folder(pathlib.Path(name).expanduser().absolute())
+  root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  root = pathlib.Path(root).expanduser().absolute()
+  name, config, version = _parts(name)
+  prepared = _prepared(root / name)
+  if not prepared:
+    raise SourceError(_nothing(root, name, config))
+  config = _config(root, name, config, prepared)
+  versions = prepared[config]
+  if version and version not in versions:
+    raise SourceError(
+      f"version {version} of {name} is not prepared in {root / name / config};"
+      f" there are {', '.join(versions)}."
+    )
+  return str(root / name / config / (version or versions[-1]))
+
+
+def build_command(name: str, data_dir: str | os.PathLike) -> str:
+  """The command that prepares a data set."""
+  return f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+
+
+def _folder(path: pathlib.Path) -> str:
+  if (path / _FEATURES).exists():
+    return str(path)
+  below = sorted(
+    str(found.parent)
+    for depth in ("*", "*/*", "*/*/*")
+    for found in path.glob(f"{depth}/{_FEATURES}")
+  )
+  found = f"; below it there are {', '.join(below[:5])}" if below else ""
+  raise SourceError(
+    f"{path} is not the folder of a prepared data set: it has no {_FEATURES}"
+    f"{found}. Name that of a version, such as DATA_DIR/name/config/1.0.0."
+  )
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+  """Name, config and version; those that are not given are empty."""
+  name, *rest = name.split("/")
+  version = rest.pop() if rest and VERSION.fullmatch(rest[-1]) else ""
+  if len(rest) > 1:
+    raise SourceError(
+      f"tfds:{'/'.join([name, *rest])} must be name/config/version:split, or a"
+      " folder that begins with / or ./"
+    )
+  return name, rest[0] if rest else "", version
+
+
+def _prepared(base: pathlib.Path) -> Prepared:
+  found: Prepared = {}
+  for path in [*base.glob(f"*/{_FEATURES}"), *base.glob(f"*/*/{_FEATURES}")]:
+    folder = path.parent
+    if VERSION.fullmatch(folder.name):
+      config = "" if folder.parent == base else folder.parent.name
+      found.setdefault(config, []).append(folder.name)
+  for versions in found.values():
+    versions.sort(key=lambda v: tuple(map(int, v.split("."))))
+  return found
+
+
+def _config(root, name, config, prepared: Prepared) -> str:
+  """The config asked for, or the one that is meant when none is."""
+  if config in prepared:
+    return config
+  if not config:
+    default = _default_config(root / name)
+    if default in prepared or len(prepared) == 1:
+      return default if default in prepared else next(iter(prepared))
+  asked = f"has no config {config!r} that is" if config else "has several"
+  known = ", ".join(f"{name}/{k}" if k else name for k in sorted(prepared))
+  command = build_command(f"{name}/{config or 'CONFIG'}", root)
+  raise SourceError(
+    f"the data set {name} in {root} {asked} prepared; there are {known}."
+    f"{did_you_mean(config, prepared)} To prepare another one: {command}"
+  )
+
+
+def _default_config(base: pathlib.Path) -> str:
+  """The config that TFDS takes when none is named; "" if it does not say."""
+  path = base / ".config" / "metadata.json"
+  try:
+    return json.loads(path.read_text())["default_config_name"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return ""  # As it is for data sets without configs.
+
+
+def _nothing(root: pathlib.Path, name: str, config: str) -> str:
+  """Says that a data set is not there, and how to prepare it."""
+  there = sorted(
+    path.name
+    for path in (root.iterdir() if root.is_dir() else ())
+    if path.is_dir() and _prepared(path)
+  )
+  command = build_command(f"{name}/{config}" if config else name, root)
+  return (
+    f"the data set {name} is not prepared in {root}, which holds"
+    f" {', '.join(there) or 'none'}.{did_you_mean(name, there)} Nothing is"
+    " downloaded here. Name another folder with ?data_dir=FOLDER, or prepare"
+    f" it, with TensorFlow installed: {command}"
+  )

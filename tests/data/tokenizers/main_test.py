@@ -1,0 +1,39 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from aced.data.tokenizers import load
+from aced.data.tokenizers.__main__ import main
+
+
+def test_command(tmp_path):
+  path = tmp_path / "x.model"
+  command = [sys.executable, "-W", "error::RuntimeWarning", "-m"]
+  command += ["aced.data.tokenizers", "train", "synthetic:train?size=300"]
+  command += ["--output", str(path), "--vocab_size", "100"]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  spec = done.stdout.strip().removeprefix("--config.input.tokenizer=")
+  pieces = load(spec, 16).vocab_size
+  assert pieces <= 100
+  assert re.search(rf"^{pieces} pieces$", done.stderr, re.MULTILINE)
+
+
+def test_overwrites_only_when_told(tmp_path, capsys):
+  path = tmp_path / "x.model"
+  train = ["train", "synthetic:train?size=300", "--output", str(path)]
+  main([*train, "--vocab_size", "90"])
+  before = path.read_bytes()
+  with pytest.raises(SystemExit, match="x.model is there already.*--overwrite"):
+    main([*train, "--vocab_size", "90"])
+  assert path.read_bytes() == before
+  train[1] = "synthetic:val?size=200"
+  main([*train, "--vocab_size", "90", "--overwrite"])
+  assert path.read_bytes() != before
+  assert "pieces" in capsys.readouterr().err
+
+
+def test_says_what_is_wrong_with_the_source(tmp_path):
+  with pytest.raises(SystemExit, match=r"SourceError: .*cannot open"):
+    main(["train", "none.jsonl", "--output", str(tmp_path / "x")])

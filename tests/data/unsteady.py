@@ -1,0 +1,56 @@
+"""A source whose records do what no record should.
+
+A module of its own, light to import: every process that reads does so.
+"""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from aced.data.records import Source
+
+
+class Unsteady(Source):
+  """Records by number, some of which do what no record should.
+
+  Args:
+    kills: records that end the process that reads them.
+    hangs: records that never come.
+    once: a folder that notes what has happened; given, it happens only once.
+    fails: records whose reading raises.
+  """
+
+  def __init__(self, size, kills=(), hangs=(), once=None, fails=()):
+    self.size, self.kills, self.hangs = size, kills, hangs
+    self.once, self.fails = once, fails
+
+  def __len__(self):
+    return self.size
+
+  def __repr__(self):
+    return "unsteady"
+
+  def __getitem__(self, index):
+    if index in self.fails:
+      raise OSError(5, "the disk is gone")
+    if self._happens(index):
+      if index in self.kills:
+        os.kill(os.getpid(), signal.SIGKILL)
+      if index in self.hangs:
+        time.sleep(3600)
+    image = np.full((16, 16, 3), index, np.uint8)
+    return {"image": image, "text": f"r{index}"}
+
+  def where(self, index):
+    return f"shelf {index // 10}"
+
+  def _happens(self, index):
+    if self.once is None or index not in (*self.kills, *self.hangs):
+      return True
+    mark = self.once / str(index)
+    if mark.exists():
+      return False
+    mark.touch()
+    return True
