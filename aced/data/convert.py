@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from aced.data.sources import open_source, parse
 
 FILE = "convert.json"  # What the folder holds.
 LOG = "convert.shards.jsonl"  # The shards that are whole, one a line.
+_PART = re.compile(r"\.(convert|pairs)\b.*\.part-\d+")  # A file not yet whole.
 # A path with these would not be read as it was written.
 _SPECIAL = "?*[]{},&"
 
@@ -164,9 +166,10 @@ def _claimed(folder, contents, spec) -> Iterator[None]:
     ) from error
   try:
     _lock(descriptor, folder)
-    for part in folder.glob(".*.part-*"):  # Of a process that was killed.
-      part.unlink(missing_ok=True)
     _check_contents(folder, contents, spec)
+    for path in folder.iterdir():
+      if _PART.fullmatch(path.name):  # Of a process that was killed.
+        path.unlink(missing_ok=True)
     yield
   finally:
     os.close(descriptor)
@@ -191,7 +194,8 @@ def _check_contents(folder, contents, spec):
   """Refuses a folder that holds something else; says what it is to hold."""
   path = folder / FILE
   if not path.exists():
-    others = sorted(p.name for p in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if not _PART.fullmatch(name)]
     if others:
       raise ConvertError(
         f"--output={folder} holds other files ({', '.join(others[:5])}); name"

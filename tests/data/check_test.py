@@ -520,6 +520,15 @@ def test_statuses(messy, write, tmp_path, capsys):
       main(["check", good, f"--train_examples={word}"])
 
 
+def test_an_interrupt_needs_no_traceback(monkeypatch, capsys):
+  def interrupted(options):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(check, "run", interrupted)
+  assert main(["check", "synthetic:train"]) == 130
+  assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_warnings(write):
   pairs = [(encode(scene(0)), "the same words " * 9)] * 6
   pairs += [(encode(Image.new("RGB", (9, 9))), "b")] * 2

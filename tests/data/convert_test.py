@@ -389,12 +389,18 @@ def test_a_folder_of_something_else_is_refused(pairs, tmp_path, in_process):
   folder = tmp_path / "out"
   folder.mkdir()
   (folder / "photo.jpg").write_bytes(b"mine")
-  with pytest.raises(ConvertError, match=r"holds other files \(photo\.jpg\)"):
+  (folder / ".photo.part-1").write_bytes(b"mine too")
+  with pytest.raises(
+    ConvertError, match=r"files \(\.photo\.part-1, photo\.jpg\)"
+  ):
     convert(pairs, folder)
+  (folder / ".photo.part-1").unlink()
   (folder / "photo.jpg").rename(folder / command.FILE)
   with pytest.raises(ConvertError, match="is not what a conversion wrote"):
     convert(pairs, folder)
   (folder / command.FILE).unlink()
+  # What is left of a conversion that was killed at once is not in the way.
+  (folder / f".{command.FILE}.part-7").write_text("{")
   convert(pairs, folder, shard_records=5)
   before = contents(folder)
   for message, spec, given in (

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from aced.data import shard_files
-from aced.data.records import BadRecord, SourceError
+from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import open_source
 from aced.data.tfds_builder import AcedPairs, PairsConfig, builder, reading
 from aced.data.tfds_builder.__main__ import check_config
@@ -203,7 +203,9 @@ def test_what_is_there_is_not_taken_for_something_else(pairs, tmp_path):
 def test_what_cannot_be_built(pairs, tmp_path):
   with pytest.raises(SourceError, match="cannot open"):
     build(tmp_path, source="jsonl:none.jsonl")
-  with pytest.raises(BuildError, match="no record of .* can be used: {'empty"):
+  with pytest.raises(
+    BuildError, match="no record of .* can be used: {'dropped/e"
+  ):
     build(tmp_path, source=f"{pairs}?start=5&limit=1")
   assert not (tmp_path / "aced_pairs" / "mine" / "1.0.0").exists()
 
@@ -254,6 +256,25 @@ def test_buckets_are_written_through_a_file_here(tmp_path, monkeypatch):
   assert not list(tmp_path.rglob("incomplete*"))
 
 
+class Odd(Source):
+  """Records of which one has a field that JSON has no word for."""
+
+  def __len__(self):
+    return 3
+
+  def __getitem__(self, index):
+    record = {"image": picture("png", 0), "text": "a", "n": index}
+    return record | ({} if index else {"raw": b"\xff"})
+
+
+def test_fields_that_json_cannot_express(tmp_path, monkeypatch):
+  monkeypatch.setattr(builder, "open_source", lambda spec: Odd())
+  build(tmp_path, source="odd")
+  assert metadata(tmp_path)["train"]["left_out"] == {"raw": 1}
+  found = open_source(f"tfds:aced_pairs/mine?data_dir={tmp_path}")
+  assert found.fields(0) == {"text": "a", "n": 0}
+
+
 def test_spans():
   assert reading.spans(2, 9, 3) == [(2, 5), (5, 8), (8, 9)]
   assert reading.spans(2, 2, 3) == []
@@ -273,15 +294,21 @@ needs_beam = pytest.mark.skipif(
 
 @pytest.mark.beam
 @needs_beam
-def test_beam_gives_the_same(pairs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("config", "options"),
+  [({}, [f"--beam_pipeline_options=runner={LOCAL}"]), ({"beam": True}, [])],
+)
+def test_beam_gives_the_same(pairs, tmp_path, config, options):
   splits = {"train": pairs, "scenes": "synthetic:train?size=2500"}
-  config = {"name": "mine", "splits": splits}
+  config |= {"name": "mine", "splits": splits}
   done = run(
     f"--data_dir={tmp_path / 'beam'}",
     f"--config={json.dumps(config)}",
-    f"--beam_pipeline_options=runner={LOCAL}",
+    *options,
   )
   assert done.returncode == 0, done.stderr
+  assert "using BeamWriter" in done.stderr
+  assert "Downloading prism" not in done.stderr
   build(tmp_path / "one", splits=splits)
   assert metadata(tmp_path / "beam") == metadata(tmp_path / "one")
   for split in splits:
@@ -302,6 +329,7 @@ def test_beam_gives_the_same(pairs, tmp_path, monkeypatch):
 @needs_beam
 def test_each_process_opens_the_source_once(pairs, monkeypatch):
   import apache_beam as beam
+  from apache_beam.testing import util
 
   opened = []
 
@@ -312,15 +340,11 @@ def test_each_process_opens_the_source_once(pairs, monkeypatch):
   monkeypatch.setattr(reading, "open_source", open_once)
   monkeypatch.setattr(reading, "_SPAN", 5)
   monkeypatch.setattr(reading, "_OPEN", {})
-  found = []
+  indices = [k for k in range(24) if k % 8 not in (5, 6)]
   with beam.Pipeline(runner=LOCAL) as pipeline:
-    _ = (
-      pipeline
-      | reading.beam_examples(pairs, "train", 24, False)
-      | beam.Map(lambda pair: found.append(pair[0]))
-    )
+    found = pipeline | reading.beam_examples(pairs, "train", 24, False)
+    util.assert_that(found | beam.Keys(), util.equal_to(indices))
   assert opened == [pairs]
-  assert len(found) == 18
 
 
 @pytest.mark.beam

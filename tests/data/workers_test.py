@@ -57,9 +57,7 @@ def test_processes_make_what_threads_make():
   assert_same(batches(num_threads=4), want)
 
 
-def test_a_process_that_dies_is_started_anew_with_its_records(
-  tmp_path, caplog
-):
+def test_a_process_that_dies_is_started_anew_with_its_records(tmp_path, caplog):
   source = Unsteady(40, kills=(7, 23), once=tmp_path)
   got, restarts = read(source)
   want, none = read(Unsteady(40), num_workers=0)

@@ -79,7 +79,7 @@ def test_each_model_sees_its_own(repository, pieces):
 
 @pytest.mark.parametrize(
   ("name", "variant"),
-  [("aced", ""), ("aced", "iidistill"), ("acid", ""), ("kd", "softmax")],
+  [("aced", ""), ("kd", "softmax")],
 )
 def test_a_step_is_that_of_the_embeddings(repository, pieces, name, variant):
   """The same as one that is handed the embeddings of the frozen model."""

@@ -194,14 +194,14 @@ def _builder(folder: str):
     ) from error
   formats = sorted(f.value for f in builder.info.available_file_formats())
   if _FORMAT not in formats:
-    name = "/".join(filter(None, (builder.name, builder.builder_config_name)))
+    command = tfds_folders.how_to_build(
+      builder.name, builder.builder_config_name or "", "FOLDER"
+    )
     raise SourceError(
       f"{folder} is stored as {' and '.join(formats)}, which cannot be read in"
-      f" any order. Store it as {_FORMAT} too, with TensorFlow installed: tfds"
-      f" convert_format --dataset_version_dir={folder}"
-      f" --out_file_format={_FORMAT}; or prepare it anew in another folder:"
-      f" {tfds_folders.build_command(name, 'FOLDER')}, and add"
-      " ?data_dir=FOLDER."
+      " any order. Store it as ArrayRecord too: tfds convert_format"
+      f" --dataset_version_dir={folder} --out_file_format={_FORMAT}; or prepare"
+      f" it anew in another folder, and add ?data_dir=FOLDER: {command}."
     )
   return builder
 

@@ -12,6 +12,14 @@ _FEATURES = "features.json"  # In the folder of every prepared version.
 # The last part of the path of every version.
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
+# What `aced.data.tfds_builder` builds.
+OWN = "aced_pairs"
+# What the command `tfds` imports, which TFDS does not install.
+NEEDED = (
+  "pip install tensorflow apache-beam mlcroissant importlib-resources, in an"
+  " environment of its own"
+)
+
 # Config ("" where there are none) -> versions that are prepared, in order.
 Prepared = dict[str, list[str]]
 
@@ -51,9 +59,18 @@ def find(name: str, data_dir: str = "") -> str:
   return str(root / name / config / (version or versions[-1]))
 
 
-def build_command(name: str, data_dir: str | os.PathLike) -> str:
-  """The command that prepares a data set."""
-  return f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+def how_to_build(name: str, config: str, data_dir: str | os.PathLike) -> str:
+  """The command that prepares a data set, and what it needs."""
+  if name == OWN:
+    return (
+      f"python -m aced.data.tfds_builder --data_dir={data_dir}"
+      f' --config=\'{{"name": "{config or "mine"}", "source": SOURCE}}\''
+    )
+  name = f"{name}/{config}" if config else name
+  return (
+    f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
+    f" (that command needs {NEEDED})"
+  )
 
 
 def _folder(path: pathlib.Path) -> str:
@@ -105,10 +122,10 @@ def _config(root, name, config, prepared: Prepared) -> str:
       return default if default in prepared else next(iter(prepared))
   asked = f"has no config {config!r} that is" if config else "has several"
   known = ", ".join(f"{name}/{k}" if k else name for k in sorted(prepared))
-  command = build_command(f"{name}/{config or 'CONFIG'}", root)
+  command = how_to_build(name, config or "CONFIG", root)
   raise SourceError(
     f"the data set {name} in {root} {asked} prepared; there are {known}."
-    f"{did_you_mean(config, prepared)} To prepare another one: {command}"
+    f"{did_you_mean(config, prepared)} To prepare another one: {command}."
   )
 
 
@@ -128,10 +145,10 @@ def _nothing(root: pathlib.Path, name: str, config: str) -> str:
     for path in (root.iterdir() if root.is_dir() else ())
     if path.is_dir() and _prepared(path)
   )
-  command = build_command(f"{name}/{config}" if config else name, root)
+  command = how_to_build(name, config, root)
   return (
     f"the data set {name} is not prepared in {root}, which holds"
     f" {', '.join(there) or 'none'}.{did_you_mean(name, there)} Nothing is"
     " downloaded here. Name another folder with ?data_dir=FOLDER, or prepare"
-    f" it, with TensorFlow installed: {command}"
+    f" it: {command}."
   )

@@ -14,16 +14,18 @@ imports, this does the same:
       --file_format=array_record --data_dir=DATA --config='{"name": "mine" ...}'
 
 Pictures are stored as the bytes that they are, and records in the order of the
-source. Those without a picture or a caption are dropped; the file metadata.json
-beside the records counts them.
+source. Those without a picture or a caption are dropped, and so are fields that
+JSON cannot express; the file metadata.json beside the records counts them.
 
 With `"beam": true` in the config, or `--beam_pipeline_options`, Apache Beam
 reads and writes (`pip install aced[beam]`, in an environment of its own). The
 paths of the source and DATA must then mean the same to every worker: a shared
-disk, or buckets. Where it runs is for the options to say, on one line:
+disk, or buckets. Where it runs is for the options to say, on one line; on the
+machine itself where they do not:
 
-    --beam_pipeline_options=runner=DirectRunner,
-        direct_running_mode=multi_processing,direct_num_workers=8
+    --beam_pipeline_options=runner=apache_beam.runners.portability.
+        fn_api_runner.FnApiRunner,direct_running_mode=multi_processing,
+        direct_num_workers=8
     --beam_pipeline_options=runner=DataflowRunner,project=P,region=R,
         temp_location=gs://B/tmp,sdk_container_image=IMAGE
     --beam_pipeline_options=runner=FlinkRunner,flink_master=HOST:8081,
@@ -31,7 +33,8 @@ disk, or buckets. Where it runs is for the options to say, on one line:
     --beam_pipeline_options=runner=SparkRunner,spark_master_url=spark://HOST,
         environment_type=DOCKER,environment_config=IMAGE
 
-IMAGE is a Beam SDK container with aced installed in it.
+IMAGE is a Beam SDK container with aced installed in it. DirectRunner, which is
+the default of Beam, downloads another runner, or else does what the first does.
 """
 
 import collections
@@ -54,6 +57,9 @@ from aced.data.sources import open_source
 from aced.data.sources.examples import EXTRA
 from aced.data.sources.storage import is_remote
 from aced.data.tfds_builder import reading
+
+# What runs a pipeline here, with nothing to download.
+_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 class BuildError(ConfigError):
@@ -180,10 +186,14 @@ class AcedPairs(tfds.core.ShardBasedBuilder, tfds.core.GeneratorBasedBuilder):
       split: open_source(spec)
       for split, spec in self.builder_config.splits.items()
     }
-    self._dropped = collections.defaultdict(collections.Counter)
+    self._counts = collections.defaultdict(collections.Counter)
     base = tfds.core.ShardBasedBuilder
     if self._uses_beam(download_config):
       base = tfds.core.GeneratorBasedBuilder
+      if not download_config.beam_options and not download_config.beam_runner:
+        download_config = dataclasses.replace(
+          download_config, beam_runner=_RUNNER
+        )
     base._download_and_prepare(self, dl_manager, download_config)
     self._tell()
 
@@ -206,15 +216,15 @@ class AcedPairs(tfds.core.ShardBasedBuilder, tfds.core.GeneratorBasedBuilder):
           source,
           span,
           self.builder_config.verify,
-          functools.partial(self._drop, split),
+          functools.partial(self._count, split),
         )
         for span in reading.spans(0, self._records(split), size)
       ]
       for split, source in self._sources.items()
     }
 
-  def _drop(self, split, cause):
-    self._dropped[split][cause] += 1
+  def _count(self, split, what):
+    self._counts[split][what] += 1
 
   def _split_generators(self, dl_manager) -> Mapping[str, Any]:
     del dl_manager
@@ -230,7 +240,7 @@ class AcedPairs(tfds.core.ShardBasedBuilder, tfds.core.GeneratorBasedBuilder):
     )
 
   def _process_pipeline_result(self, pipeline_result) -> None:
-    self._dropped.update(reading.dropped(pipeline_result))
+    self._counts.update(reading.counted(pipeline_result))
 
   def _records(self, split) -> int:
     """Records of a source that are read."""
@@ -240,19 +250,22 @@ class AcedPairs(tfds.core.ShardBasedBuilder, tfds.core.GeneratorBasedBuilder):
   def _tell(self):
     """Writes down what the splits were made of, and what was dropped."""
     for split, source in self._sources.items():
-      dropped = dict(self._dropped[split])
+      spec, counts = self.builder_config.splits[split], self._counts[split]
       if not self.info.splits[split].num_examples:
         raise BuildError(
-          f"no record of {self.builder_config.splits[split]} can be used:"
-          f" {dropped}. Name the fields of picture and caption."
+          f"no record of {spec} can be used: {dict(counts)}. Name the fields of"
+          " picture and caption."
         )
-      if dropped:
-        logging.warning("%s: dropped %s", split, dropped)
-      self.info.metadata.setdefault("splits", {})[split] = {
-        "spec": self.builder_config.splits[split],
-        "source": identity.of_source(source),
-        "dropped": dropped,
-      }
+      found = {"spec": spec, "source": identity.of_source(source)}
+      for kind in ("dropped", "left_out"):
+        found[kind] = {
+          what.removeprefix(f"{kind}/"): number
+          for what, number in sorted(counts.items())
+          if what.startswith(f"{kind}/")
+        }
+        if found[kind]:
+          logging.warning("%s: %s: %s", split, kind, found[kind])
+      self.info.metadata.setdefault("splits", {})[split] = found
 
   def _example_writer(self) -> writer.ExampleWriter:
     return _ExampleWriter(self.info.file_format)

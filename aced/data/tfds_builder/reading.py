@@ -3,7 +3,7 @@
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aced.data import shard_files
@@ -11,13 +11,15 @@ from aced.data.records import BadRecord, Record, Source, captions
 from aced.data.sources import open_source
 from aced.data.sources.examples import EXTRA
 
-# The counters of dropped records in the metrics of Beam.
-METRICS = "aced_dropped"
+# The counters in the metrics of Beam: "SPLIT/dropped/CAUSE", and so on.
+METRICS = "aced_pairs"
 # Records that a worker reads in one go, and what is split up on the workers:
 # a pipeline holds some stretches, not all that it will be split into.
 _SPAN, _STRETCHES = 1000, 1000
 
 Example = dict[str, Any]
+# Told "dropped/CAUSE" or "left_out/FIELD".
+Count = Callable[[str], None]
 
 
 def spans(start: int, stop: int, size: int) -> list[tuple[int, int]]:
@@ -30,9 +32,11 @@ def example(record: Record) -> Example:
 
   Args:
     record: as `shard_files.usable` returns it.
+
+  Raises:
+    TypeError: a field is not what JSON can express.
   """
   texts = [_utf8(text) for text in captions(record)]
-  record, _ = shard_files.expressible(record)
   others = {k: v for k, v in record.items() if k != "image"}
   # A lone caption is read as a string.
   if others["text"] == (texts if len(texts) > 1 else texts[0]):
@@ -41,7 +45,7 @@ def example(record: Record) -> Example:
 
 
 def examples(
-  source: Source, span: tuple[int, int], verify: bool, drop: Any
+  source: Source, span: tuple[int, int], verify: bool, count: Count
 ) -> Iterator[tuple[int, Example]]:
   """Yields `(index, example)` of the records that can be used.
 
@@ -49,13 +53,21 @@ def examples(
     source: of pairs.
     span: first record, and the one after the last.
     verify: whether pictures are decoded, to see that they can be.
-    drop: called with the cause of each record that is dropped.
+    count: told of each record that is dropped, and of fields left out.
   """
   for index in range(*span):
     try:
-      yield index, example(shard_files.usable(source[index], verify))
+      record = shard_files.usable(source[index], verify)
     except BadRecord as bad:
-      drop(bad.cause)
+      count(f"dropped/{bad.cause}")
+      continue
+    try:
+      yield index, example(record)
+    except TypeError:
+      record, left_out = shard_files.expressible(record)
+      for name in left_out:
+        count(f"left_out/{name}")
+      yield index, example(record)
 
 
 def beam_examples(spec: str, split: str, records: int, verify: bool) -> Any:
@@ -80,15 +92,15 @@ def beam_examples(spec: str, split: str, records: int, verify: bool) -> Any:
   )
 
 
-def dropped(result: Any) -> dict[str, dict[str, int]]:
-  """Returns split -> cause -> dropped records of a pipeline that has ended."""
+def counted(result: Any) -> dict[str, dict[str, int]]:
+  """Returns split -> what was counted -> how often, of an ended pipeline."""
   import apache_beam as beam
 
-  filter = beam.metrics.MetricsFilter().with_namespace(METRICS)
+  ours = beam.metrics.MetricsFilter().with_namespace(METRICS)
   counts: dict[str, dict[str, int]] = {}
-  for counter in result.metrics().query(filter)["counters"]:
-    split, _, cause = counter.key.metric.name.partition("/")
-    counts.setdefault(split, {})[cause] = counter.result
+  for counter in result.metrics().query(ours)["counters"]:
+    split, _, what = counter.key.metric.name.partition("/")
+    counts.setdefault(split, {})[what] = counter.result
   return counts
 
 
@@ -99,10 +111,10 @@ def _split_up(stretch):
 def _read(span, spec, split, verify):
   import apache_beam as beam
 
-  def drop(cause):
-    beam.metrics.Metrics.counter(METRICS, f"{split}/{cause}").inc()
+  def count(what):
+    beam.metrics.Metrics.counter(METRICS, f"{split}/{what}").inc()
 
-  return examples(_open(spec), span, verify, drop)
+  return examples(_open(spec), span, verify, count)
 
 
 _OPENING, _OPEN = threading.Lock(), {}

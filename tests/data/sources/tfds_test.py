@@ -239,6 +239,7 @@ def test_parts_of_a_name(where, expected):
       r"coco is not prepared in .*, which holds aced_test_photos\. .*"
       "tfds build coco --file_format=array_record --data_dir=/",
     ),
+    ("aced_pairs/mine", "python -m aced.data.tfds_builder --data_dir=/.*mine"),
     ("aced_test_photo", "Did you mean 'aced_test_photos'"),
     (
       "aced_test_photos/small",
