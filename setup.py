@@ -28,6 +28,7 @@ CORE = [
   "pyvips-binary>=8.16",
   "pyvips>=3.0",
   "sentencepiece>=0.2",
+  "scipy>=1.14",
   "simplejpeg>=1.8",
   "tensorflow-datasets>=4.9.9",
   "tqdm>=4.66",

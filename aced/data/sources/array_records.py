@@ -1,5 +1,6 @@
 """Pairs in ArrayRecord files, as `python -m aced.data convert` writes them."""
 
+import collections
 import threading
 
 import numpy as np
@@ -8,6 +9,9 @@ from array_record.python import array_record_module as array_record
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import examples, storage
 from aced.data.sources.fields import Fields
+
+# Files kept open; those used longest ago are closed.
+OPEN_READERS = 512
 
 
 class ArrayRecords(Source):
@@ -25,12 +29,23 @@ class ArrayRecords(Source):
   def __init__(self, pattern: str, fields: Fields | None = None):
     self.pattern, self._fields = pattern, fields or Fields()
     self._paths = storage.expand(pattern)
+    if any(map(storage.is_remote, self._paths)):
+      raise SourceError(
+        f"{pattern}: ArrayRecord files are read from disks; mount the bucket"
+        " (gcsfuse, s3fs), or copy the files."
+      )
     self._start()
     counts = [self._count(number) for number in range(len(self._paths))]
     self._ends = np.cumsum(counts)
     if not len(self):
       raise SourceError(f"{pattern} holds no records.")
-    self._fields.check(self._read(0), repr(self))
+    for index in range(len(self)):
+      try:
+        first = self._read(index)
+      except BadRecord:  # It is masked when its turn comes.
+        continue
+      self._fields.check(first, repr(self))
+      break
 
   def __len__(self):
     return int(self._ends[-1])
@@ -64,6 +79,8 @@ class ArrayRecords(Source):
       raise BadRecord("damaged_record", f"{self.where(index)}: {error}") from (
         error
       )
+    if not data:  # Of a file that is cut short, the reader says nothing.
+      raise BadRecord("damaged_record", f"{self.where(index)}: nothing is left")
     return examples.decode(data)
 
   def _find(self, index):
@@ -74,23 +91,33 @@ class ArrayRecords(Source):
   def _count(self, number):
     path = self._paths[number]
     try:
-      return self._reader(number).num_records()
+      reader = self._reader(number)
+      if reader.ok():
+        return reader.num_records()
+      problem = "its end is missing"
     except (RuntimeError, ValueError, OSError) as error:
-      raise SourceError(
-        f"{path} is not a whole ArrayRecord file: {error}. Make it anew with"
-        " python -m aced.data convert, or leave it out."
-      ) from error
+      problem = error
+    raise SourceError(
+      f"{path} is not a whole ArrayRecord file: {problem}. Make it anew with"
+      " python -m aced.data convert, or leave it out."
+    )
 
   def _reader(self, number):
     with self._lock:
-      if number not in self._readers:
-        self._readers[number] = array_record.ArrayRecordReader(
+      reader = self._readers.pop(number, None)
+      if reader is None:
+        reader = array_record.ArrayRecordReader(
           self._paths[number], "readahead_buffer_size:0"
         )
-      return self._readers[number]
+      self._readers[number] = reader
+      if len(self._readers) > OPEN_READERS:
+        # Closed once no other thread is reading from it.
+        self._readers.popitem(last=False)
+      return reader
 
   def _start(self):
-    self._lock, self._readers = threading.Lock(), {}
+    self._lock = threading.Lock()
+    self._readers = collections.OrderedDict()
 
   def __getstate__(self):
     return {

@@ -31,6 +31,8 @@ def encode(record: Record) -> bytes:
   for name, value in record.items():
     if name == "image":
       features[name].bytes_list.value.append(bytes(value))
+    elif name == EXTRA:  # It is not to be taken for one of ours.
+      extra[name] = value
     elif not _add(features[name], value):
       del features[name]
       extra[name] = value

@@ -51,10 +51,9 @@ def _weight(text, part):
 class Mixture(Source):
   """Sources one after the other, repeated so that their shares are right.
 
-  An epoch has every record at least once: that source is seen exactly once
-  whose records are the fewest for its weight least often repeated; the others
-  begin anew until they have their share. Shuffling, which is the pipeline's,
-  mixes them.
+  An epoch has every record at least once. The source with the most records for
+  its weight is read once; the others begin anew until they have their share.
+  Shuffling, which is the pipeline's, mixes them.
 
   Args:
     sources: at least one.

@@ -146,8 +146,10 @@ class Storage:
       return b""
     if is_remote(path):
       return filesystem(path).cat_file(path, start=offset, end=offset + size)
-    # Unlike seek and read, pread is safe from several threads.
-    return os.pread(self._file(number).descriptor, size, offset)
+    # It must be held until it is read, or another thread may close it. Unlike
+    # seek and read, pread is safe from several threads.
+    file = self._file(number)
+    return os.pread(file.descriptor, size, offset)
 
   def _file(self, number) -> "_File":
     with self._lock:

@@ -28,7 +28,7 @@ from aced.data.sources.storage import Storage, is_remote
 
 # What stands after the first dot of the last part of a name, as WebDataset has
 # it: "a/0001.seg.png" is the member "seg.png" of the record "a/0001".
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)")
 # Loading these can run any code that their author put in.
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt", "dill", "joblib")
 MEMBER = np.dtype([("offset", "<i8"), ("size", "<i8"), ("kind", "u1")])
