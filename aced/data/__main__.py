@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aced.config import ConfigError
 
-# Name -> what it does. The module of that name has `add_arguments(parser)` and
+# Name -> what it does. Its module `command` has `add_arguments(parser)` and
 # `run(options)`, and is imported when it is asked for: it takes a second.
 COMMANDS = {
   "check": "say whether a source is fit to train on, and what a run needs",
@@ -28,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   for name, text in COMMANDS.items():
     command = commands.add_parser(name, help=text)
     if name in argv[:1]:
-      module = importlib.import_module(f"aced.data.{name}")
+      module = importlib.import_module(f"{__package__}.{name}.command")
       command.description = module.__doc__
       command.formatter_class = argparse.RawDescriptionHelpFormatter
       module.add_arguments(command)
   options = parser.parse_args(argv)
-  module = importlib.import_module(f"aced.data.{options.command}")
+  module = importlib.import_module(f"{__package__}.{options.command}.command")
   try:
     return module.run(options)
   except ConfigError as error:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from aced.data import shard_files
+from aced.data.convert import shard_files
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import open_source
 from aced.data.tfds_builder import AcedPairs, PairsConfig, builder, reading
@@ -144,7 +144,7 @@ def test_tfds_reads_it_too(pairs, tmp_path):
 
 def test_other_sources_and_no_bytes(pairs, tmp_path):
   # Arrays become PNG; tar shards are a source like any other.
-  from aced.data.convert_workers import Job, write_shard
+  from aced.data.convert.workers import Job, write_shard
 
   tar = Job(pairs, tmp_path, "webdataset", 24, 24, verify=False)
   write_shard(tar, 0, open_source(pairs), lambda: None)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aced.data import shard_files
+from aced.data.convert import shard_files
 from aced.data.records import BadRecord, Record, Source, captions
 from aced.data.sources import open_source
 from aced.data.sources.examples import EXTRA

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aced.data import convert
+from aced.data.convert import command
 from aced.data.pipeline import superbatches
 from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
@@ -101,7 +101,7 @@ def write_hf(folder, pairs):
 
 def write_converted(folder, pairs, form):
   spec = write_jsonl(folder, pairs)
-  done = convert.convert(
+  done = command.convert(
     spec, folder / "out", format=form, shard_records=300, workers=1
   )
   return done.spec

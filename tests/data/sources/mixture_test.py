@@ -46,10 +46,8 @@ def test_shares_are_those_of_the_weights(files, weights, counts):
 
 
 def test_every_record_is_there_whatever_the_weights(files):
-  spec = ";".join(
-    f"{w}*jsonl:{files[name]}"
-    for w, name in ((0.1, "a"), (0.37, "b"), (1e1, "c"))
-  )
+  weights = {"a": 0.1, "b": 0.37, "c": 1e1}
+  spec = ";".join(f"{w}*jsonl:{files[k]}" for k, w in weights.items())
   found = texts(open_source(f"mixture:{spec}"))
   assert len(set(found)) == 47
   shares = [sum(t[0] == name for t in found) / len(found) for name in "abc"]

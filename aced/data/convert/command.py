@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from aced.config import did_you_mean
-from aced.data import identity, shard_files
-from aced.data.convert_workers import ConvertError, Job, Shard, write_shards
+from aced.data import identity
+from aced.data.convert import shard_files
+from aced.data.convert.workers import ConvertError, Job, Shard, write_shards
 from aced.data.sources import open_source, parse
 
 FILE = "convert.json"  # What the folder holds.

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from aced.config import ConfigError, default, loaded_size
-from aced.data.survey import Speed
+from aced.data.check.survey import Speed
 
 
 @dataclasses.dataclass(frozen=True)

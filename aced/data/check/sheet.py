@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
+from aced.data.check.facts import attempt, count_tokens, long_tokenizer
+from aced.data.check.findings import Report
 from aced.data.decoding import decode
-from aced.data.facts import attempt, count_tokens, long_tokenizer
-from aced.data.findings import Report
 from aced.data.records import Source, captions
 from aced.data.tokenizers import Tokenizer
 

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from aced.data.findings import LONG, QUANTILES, Report
+from aced.data.check.findings import LONG, QUANTILES, Report
 
 # Of a line; tables are as wide.
 WIDTH = 80

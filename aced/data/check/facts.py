@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aced.data.check.duplicates import LOOK_SIDE, likeness
 from aced.data.decoding import decode
-from aced.data.duplicates import LOOK_SIDE, likeness
 from aced.data.records import BadRecord, Source, captions
 from aced.data.tokenizers import Tokenizer, load_tokenizer
 

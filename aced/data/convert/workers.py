@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from aced.config import ConfigError
-from aced.data import shard_files
+from aced.data.convert import shard_files
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import open_source
 

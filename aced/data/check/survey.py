@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from aced.data.facts import (
+from aced.data.check.facts import (
   CAPTION,
   PICTURE,
   Facts,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aced.data.duplicates import group
-from aced.data.facts import (
+from aced.data.check.duplicates import group
+from aced.data.check.facts import (
   FORMATS,
   RAISES,
   Example,
@@ -14,7 +14,7 @@ from aced.data.facts import (
   attempt,
   text_digest,
 )
-from aced.data.needs import Needs, Rate, Settings, needs
+from aced.data.check.needs import Needs, Rate, Settings, needs
 from aced.data.records import Source, captions
 
 QUANTILES = {

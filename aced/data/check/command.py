@@ -15,13 +15,13 @@ import os
 import pathlib
 
 from aced.config import ConfigError
-from aced.data.check_text import text
-from aced.data.facts import long_tokenizer
-from aced.data.findings import Report, findings
-from aced.data.needs import Settings, rate_of
+from aced.data.check.facts import long_tokenizer
+from aced.data.check.findings import Report, findings
+from aced.data.check.needs import Settings, rate_of
+from aced.data.check.survey import cores, measure, spread, survey
+from aced.data.check.text import text
 from aced.data.records import Source
 from aced.data.sources import open_source
-from aced.data.survey import cores, measure, spread, survey
 from aced.data.tokenizers import load_tokenizer
 from aced.data.transforms import Transform
 
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     write(files["json"], json.dumps(content, indent=2) + "\n")
   if "output" in files:
     # Only here: a check without a sheet has no use for it.
-    from aced.data import sheet
+    from aced.data.check import sheet
 
     write(files["output"], sheet.sheet(source, report, text(report)))
     print(f"  the sheet is {files['output']}")

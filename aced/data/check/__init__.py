@@ -1,0 +1,1 @@
+"""Whether a source is fit to train on: `python -m aced.data check`."""

@@ -1,0 +1,1 @@
+"""Writing a source anew in shards: `python -m aced.data convert`."""
