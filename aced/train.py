@@ -100,7 +100,9 @@ def loop(
     for step in range(start + 1, run.total_steps + 1):
       bad.update(info)
       state, metrics = step_fn(state, run.frozen, batch)
-      watch.push(step, metrics, bad.metrics() | batches.metrics())
+      logs = step % run.every["log"] == 0
+      of_data = bad.metrics() | batches.metrics() if logs else {}
+      watch.push(step, metrics, of_data)
       last = step == run.total_steps
       if not last:
         batch, info = next(batches)
@@ -115,6 +117,7 @@ def loop(
         watch.flush()
         metadata = run.metadata(step) | {"bad_records": dict(bad.counts)}
         checkpoints.save(state, metadata, scores if evaluates else None)
+    progress.write(data_summary(batches.share_waited, bad.counts))
   return scores
 
 
@@ -152,6 +155,20 @@ def summary(step: int, scores: Mapping[str, float]) -> str:
   }
   parts = [f"{name} {100 * value:.1f}%" for name, value in shown.items()]
   return f"step {step}: {', '.join(parts)}"
+
+
+def data_summary(waited: float, bad: Mapping[str, int]) -> str:
+  """One line of how the data came.
+
+  Args:
+    waited: share of the time that steps waited for data.
+    bad: cause -> records that could not be used.
+  """
+  causes = ", ".join(f"{cause} {n:,}" for cause, n in sorted(bad.items()))
+  return (
+    f"data: waited for {waited:.1%} of the time; {sum(bad.values()):,} records"
+    f" could not be used{causes and f' ({causes})'}"
+  )
 
 
 def say(text: str) -> None:

@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
-# Runs the test suite and the linter: launch/test.sh [--tpu] [pytest arguments]
+# Runs the test suite and the linter:
+#   launch/test.sh [--tpu | --beam] [pytest arguments]
 # Makes .venv and installs what the tests need where that is not there yet.
 # --tpu installs the TPU compiler too, which the tests marked `tpu` need; no TPU
 # is used. `launch/test.sh --tpu -m tpu` runs them alone.
+# --beam installs Apache Beam, which those marked `beam` need, in an environment
+# of its own, .venv-beam: it wants older packages than the rest.
 
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 extras=test
-if [ "${1:-}" = "--tpu" ]; then
-  extras="test,tpu"
-  shift
-fi
+case "${1:-}" in
+  --tpu)
+    extras="test,tpu"
+    shift
+    ;;
+  --beam)
+    extras="test,beam"
+    venv=.venv-beam
+    shift
+    ;;
+esac
 install_extras "$extras"
 
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+exec "$venv/bin/python" -m pytest -n 2 --dist worksteal "$@"

@@ -3,10 +3,11 @@
 #   . launch/venv.sh
 #   install_extras test
 #
-# PYTHON chooses the interpreter (3.11 or newer). uv is used where it is there.
+# The variable venv names another environment; PYTHON chooses the interpreter (3.11 or newer). uv is used where it is there.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=.venv
 
 # The first of these that is 3.11 or newer and can make a virtual environment.
 find_python() {
@@ -25,26 +26,26 @@ find_python() {
 
 # install_extras EXTRAS: installs this checkout with the named extras.
 install_extras() {
-  local stamp=".venv/installed-$1" python
-  if [ ! -x .venv/bin/python ]; then
+  local stamp="$venv/installed-$1" python
+  if [ ! -x "$venv/bin/python" ]; then
     python="$(find_python)"
-    echo "making .venv with $("$python" --version)"
+    echo "making $venv with $("$python" --version)"
     if command -v uv >/dev/null 2>&1; then
-      uv venv --quiet --seed --python "$python" .venv
+      uv venv --quiet --seed --python "$python" "$venv"
     else
-      "$python" -m venv .venv
+      "$python" -m venv "$venv"
     fi
   fi
   # Again only when the definition of the package has changed.
   if [ -e "$stamp" ] && [ "$stamp" -nt setup.py ]; then
     return
   fi
-  echo "installing aced[$1] into .venv"
+  echo "installing aced[$1] into $venv"
   if command -v uv >/dev/null 2>&1; then
-    uv pip install --quiet --python .venv/bin/python -e ".[$1]"
+    uv pip install --quiet --python "$venv/bin/python" -e ".[$1]"
   else
-    .venv/bin/python -m ensurepip --upgrade >/dev/null 2>&1 || true
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    "$venv/bin/python" -m ensurepip --upgrade >/dev/null 2>&1 || true
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -e ".[$1]"
   fi
   touch "$stamp"

@@ -224,6 +224,7 @@ def test_the_command_trains_and_reports(repository, tmp_path):
     "memory per device",
     "times an IID step",
     "step 4/4",
+    "data: waited for",
   ):
     assert part in text, part
   assert [x["step"] for x in read_jsonl(tmp_path / METRICS_FILE)][:1] == [2]
@@ -270,7 +271,9 @@ def test_records_that_cannot_be_read_are_masked_counted_and_named(
   repository, tmp_path, caplog
 ):
   path = write_pairs(tmp_path / "data", 80, broken=range(10, 22))
-  config = smoke(repository, total_steps=3, input__source=str(path))
+  config = smoke(
+    repository, total_steps=3, input__source=str(path), input__num_workers=1
+  )
   with caplog.at_level("WARNING", logger="absl"):
     train(config, tmp_path / "run")
   lines = read_jsonl(tmp_path / "run" / METRICS_FILE)
@@ -279,6 +282,8 @@ def test_records_that_cannot_be_read_are_masked_counted_and_named(
     assert line["data/masked"] == pytest.approx(13 / 80)
     assert line["data/bad/damaged_image"] == 12 * step
     assert line["data/bad/empty_caption"] == step
+    assert line["data/reader_restarts"] == 0
+    assert 0 <= line["time/waiting"] <= 1
     assert np.isfinite(line["loss"])
   named = [r.getMessage() for r in caplog.records if "masked" in r.getMessage()]
   assert len(named) == 2  # One line a cause, not one a record.

@@ -33,7 +33,8 @@ class DeviceBatches:
   manager; the host iterator is closed with it.
 
   Attributes:
-    seconds_waited: how long the caller has waited for data so far.
+    seconds_waited: how long the caller has waited for data so far, the first
+      batch left out.
   """
 
   def __init__(
@@ -46,7 +47,8 @@ class DeviceBatches:
     if depth < 1:
       raise ValueError(f"depth={depth} must be 1 or above.")
     self.seconds_waited = 0.0
-    self._since = (time.perf_counter(), 0.0)
+    # When the first batch was handed on, and when metrics were last asked for.
+    self._first = self._since = None
     self._source = iterator
     self._ready: queue.SimpleQueue = queue.SimpleQueue()
     self._room = threading.Semaphore(depth)
@@ -74,7 +76,11 @@ class DeviceBatches:
       raise self._ended
     start = time.perf_counter()
     item, error = self._ready.get()
-    self.seconds_waited += time.perf_counter() - start
+    now = time.perf_counter()
+    if self._first is None:
+      self._first, self._since = now, (now, 0.0)
+    else:
+      self.seconds_waited += now - start
     if error is not None:
       self._ended = error
       self.close()
@@ -85,11 +91,19 @@ class DeviceBatches:
   def metrics(self) -> dict[str, float]:
     """The share of the time since the last call spent waiting for data."""
     now = time.perf_counter()
-    then, waited = self._since
+    then, waited = self._since or (now, 0.0)
     self._since = (now, self.seconds_waited)
     share = (self.seconds_waited - waited) / max(now - then, 1e-9)
     of_host = self._source.metrics() if hasattr(self._source, "metrics") else {}
     return {"time/waiting": share, **of_host}
+
+  @property
+  def share_waited(self) -> float:
+    """The share of the time since the first batch spent waiting for data."""
+    if self._first is None:
+      return 0.0
+    elapsed = time.perf_counter() - self._first
+    return self.seconds_waited / max(elapsed, 1e-9)
 
   def close(self) -> None:
     """Stops reading ahead, and closes the host iterator."""

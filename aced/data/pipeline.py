@@ -136,6 +136,12 @@ def superbatches(
       f" {source!r} of {len(source)}; lower batch_size or"
       " curation.filter_ratio."
     )
+  if len(source) > np.iinfo(np.int32).max:
+    raise ConfigError(
+      f"{source!r} has {len(source):,} records, more than the"
+      f" {np.iinfo(np.int32).max:,} that batches can number; split it with"
+      " start= and limit=."
+    )
   if seed < 0:
     raise ConfigError(f"seed={seed} must be 0 or above.")
   for name, value in (("start_step", start_step), ("num_steps", num_steps)):
