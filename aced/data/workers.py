@@ -7,8 +7,10 @@ brought that about twice is masked.
 
 import collections
 import multiprocessing
+import os
 import pickle
 import queue
+import shutil
 import signal
 import socket
 import threading
@@ -28,6 +30,7 @@ TRIES = 2
 # Starts of a process that come to nothing before the run ends.
 STARTS = 3
 _ALIGN = 64
+_SHARED = "/dev/shm"  # Of Linux; elsewhere there is no such limit.
 _ENDED = "the processes that read were ended."
 # Seconds between two looks at a process that is at work.
 _LOOK = 0.2
@@ -101,6 +104,7 @@ class Workers:
     self.restarts = 0
     self._loader, self._stall = loader, stall_seconds
     self._closed = threading.Event()
+    _check_memory(num_workers * _layout(loader.columns(), rows)[1])
     self._workers = [_Worker(loader, rows) for _ in range(num_workers)]
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in self._workers:
@@ -265,6 +269,20 @@ class _Worker:
       )
       self._process.start()
       theirs.close()
+
+
+def _check_memory(needed: int) -> None:
+  """Refuses more shared memory than there is: writing to it would be fatal."""
+  if not os.path.isdir(_SHARED):
+    return
+  free = shutil.disk_usage(_SHARED).free
+  if needed > free:
+    raise WorkerError(
+      f"the processes that read need {needed / 1e6:,.0f} MB of shared memory,"
+      f" and {_SHARED} has {free / 1e6:,.0f} MB left. Give the container more"
+      " (docker run --shm-size=8g), lower config.input.num_workers, or set it"
+      " to 0."
+    )
 
 
 # Name of the column that tells at which row a process is.

@@ -1,5 +1,7 @@
 """Processes that read: equal to threads, and steady when records are not."""
 
+import os
+import shutil
 import time
 
 import numpy as np
@@ -10,6 +12,7 @@ from aced.data.records import CAUSES
 from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
 from aced.data.transforms import Transform
+from aced.data.workers import WorkerError
 from tests.data.unsteady import Unsteady
 
 TOKENIZER = load_tokenizer("bytes", 12)
@@ -101,6 +104,15 @@ def test_failures_of_the_disk_are_raised_with_their_traceback():
   with pytest.raises(OSError, match="disk is gone") as error:
     read(Unsteady(20, fails=(4,)))
   assert "__getitem__" in error.value.__notes__[0]
+
+
+def test_too_little_shared_memory_is_told_before_it_is_fatal(monkeypatch):
+  usage = shutil.disk_usage("/")._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  if not os.path.isdir("/dev/shm"):
+    pytest.skip("there is no /dev/shm here")
+  with pytest.raises(WorkerError, match=r"shared memory.*--shm-size"):
+    read(Unsteady(20))
 
 
 def test_closing_early_ends_the_processes():
