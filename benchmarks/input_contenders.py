@@ -17,6 +17,8 @@ import time
 
 import numpy as np
 
+from benchmarks.input_processes import tree_seconds
+
 # Batches before the clock starts: what was read ahead while the first one was
 # waited for is used up, and what is read ahead from then on stays as much.
 WARM_UP = 4
@@ -24,6 +26,8 @@ WARM_UP = 4
 
 def measure(batches, seconds, ready=lambda: None):
   """Images and seconds from the end of one batch to that of another.
+
+  `cpu_seconds` is what this process and those that it started used of them.
 
   Args:
     batches: `(images, tokens)`, endless.
@@ -36,11 +40,14 @@ def measure(batches, seconds, ready=lambda: None):
     assert images.dtype == np.uint8, images.dtype
   ready()
   count, start = 0, time.perf_counter()
+  used = tree_seconds(os.getpid())
   for images, _ in batches:
     count += len(images)
     spent = time.perf_counter() - start
     if spent >= seconds:
-      return {"images": count, "seconds": spent, "shapes": shapes}
+      used = tree_seconds(os.getpid()) - used
+      found = {"images": count, "seconds": spent, "cpu_seconds": used}
+      return found | {"shapes": shapes}
   raise RuntimeError("the batches have come to an end")
 
 
@@ -94,14 +101,26 @@ def webdataset(spec):
   found = [results.get() for _ in processes]
   for process in processes:
     process.join()
+  if any(x is None for x in found):
+    raise RuntimeError("a process has failed; its own words are above")
   seconds = max(x["seconds"] for x in found)
-  images = sum(x["images"] * seconds / x["seconds"] for x in found)
-  return {"images": images, "seconds": seconds, "shapes": found[0]["shapes"]}
+  total = {
+    key: sum(x[key] * seconds / x["seconds"] for x in found)
+    for key in ("images", "cpu_seconds")
+  }
+  return found[0] | total | {"seconds": seconds}
 
 
 def _webdataset_worker(spec, paths, barrier, results):
-  batches = _webdataset_batches(spec, paths)
-  results.put(measure(batches, spec["seconds"], barrier.wait))
+  """Measures while the others do; None is a failure."""
+  result = None
+  try:
+    batches = _webdataset_batches(spec, paths)
+    result = measure(batches, spec["seconds"], barrier.wait)
+  finally:
+    if result is None:
+      barrier.abort()
+    results.put(result)
 
 
 def _webdataset_batches(spec, paths):
@@ -117,9 +136,10 @@ def _webdataset_batches(spec, paths):
     small = image.convert("RGB").resize((spec["size"],) * 2, method)
     return np.asarray(small)
 
+  # `repeat()` would start anew after the last whole batch of an epoch, and so
+  # decode pictures that it drops; training goes through shards without end.
   return (
-    wds.WebDataset(paths, shardshuffle=False)
-    .repeat()
+    wds.WebDataset(paths * 10_000, shardshuffle=False)
     .decode("pilrgb")
     .rename(image="jpg;png;jpeg;webp", text="txt")
     .map_dict(image=picture, text=lambda text: tokenizer([text])[0])

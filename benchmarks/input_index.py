@@ -34,10 +34,11 @@ def run(args):
     _forget(path)
   opened = _start(folder)
   assert built["records"] == opened["records"] == args.records, opened
+  on_disk = sum(path.stat().st_size for path in kept)
   print(
     f"{args.records:,} records in {args.shards} tar shards,"
-    f" {size / 1e9:.2f} GB; the index on disk: {sum(p.stat().st_size for p in kept) / 1e6:.1f} MB,"
-    " not in the page cache when it is opened\n"
+    f" {size / 1e9:.2f} GB; the index on disk: {on_disk / 1e6:.1f} MB, not in"
+    " the page cache when it is opened\n"
   )
   print("| | bar | the index is built | it is there |")
   print("|---|---:|---:|---:|")

@@ -51,7 +51,7 @@ SMALL = {
   "index": "--records 20000",
   "faults": "--records 1000",
   "memory": "--batches 300",
-  "waiting": "--steps 40 --reference_steps 20",
+  "waiting": "--steps 50 --reference_steps 40",
 }
 PACKAGES = (
   "grain",

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+TIMEOUT = 3_600  # Seconds; nothing here takes as long.
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -19,6 +20,7 @@ def start(module, spec, python=sys.executable):
     env=environment,
     capture_output=True,
     text=True,
+    timeout=TIMEOUT,
   )
   if done.returncode:
     raise RuntimeError(f"{module} {spec} failed:\n{done.stderr[-3000:]}")
@@ -46,6 +48,18 @@ def tree(pid):
   for one in found:
     found += children.get(one, [])
   return found
+
+
+def tree_seconds(pid):
+  """Seconds of CPU time that a process and its descendants have used."""
+  ticks = 0
+  for one in tree(pid):
+    try:
+      text = pathlib.Path(f"/proc/{one}/stat").read_text()
+    except OSError:
+      continue
+    ticks += sum(map(int, text.rpartition(")")[2].split()[11:13]))
+  return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def tree_memory(pid):

@@ -151,7 +151,7 @@ class Loader:
       "error": ((), np.int8),
       **({"fault": ((), np.int8)} if self.faults else {}),
       **{k: ((size, size, 3), np.uint8) for k, size in self.sizes.items()},
-      **{k: ((t.length,), np.int32) for k, t in self.tokenizers.items()},
+      **{k: (_row(t), np.int32) for k, t in self.tokenizers.items()},
     }
     for name, cache in self.caches.items():
       for part in ("zimg", "ztxt"):
@@ -221,6 +221,13 @@ class Loader:
     for row in np.flatnonzero(out["_mask"] & ~usable):
       out["_mask"][row], texts[row] = False, ""
       out["error"][row] = CAUSES["not_cached"]
+
+
+def _row(tokenizer) -> tuple[int, ...]:
+  """The shape of a row of ids; of any function, by what it makes."""
+  if hasattr(tokenizer, "length"):
+    return (tokenizer.length,)
+  return np.shape(tokenizer([""]))[1:]
 
 
 def _any_caption(

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -62,10 +61,11 @@ def test_names_sort_as_numbers_do():
   assert names == sorted(names)
 
 
-def run(*arguments, **settings):
-  """Starts the command in a process of its own."""
+def run(*arguments, before="", **settings):
+  """Starts the command in a process of its own, after another of the shell."""
+  given = [sys.executable, "-m", "aced.data", "convert", *map(str, arguments)]
   return subprocess.Popen(
-    [sys.executable, "-m", "aced.data", "convert", *map(str, arguments)],
+    ["bash", "-c", f'{before} exec "$@"', "bash", *given],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -126,14 +126,11 @@ def wait_for_end(session):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_is_told_and_whole_shards_stay(tmp_path, format):
-  def small_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
   spec, folder = "synthetic:train?size=300&image_size=128", tmp_path / "out"
   given = {"format": format, "shard_records": 100, "workers": 1}
   process = run(
     *(spec, "--output", folder, *(f"--{k}={v}" for k, v in given.items())),
-    preexec_fn=small_files,
+    before="ulimit -f 98;",  # Blocks of 1,024 bytes: less than a shard.
   )
   errors = process.communicate(timeout=60)[1]
   assert process.returncode == 2
