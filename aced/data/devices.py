@@ -108,10 +108,10 @@ class DeviceBatches:
   def close(self) -> None:
     """Stops reading ahead, and closes the host iterator."""
     self._finalizer()
-    self._thread.join()
     self._ended = self._ended or StopIteration()
     if hasattr(self._source, "close"):
-      self._source.close()
+      self._source.close()  # The thread may be waiting for a batch of it.
+    self._thread.join()
 
   def __enter__(self) -> "DeviceBatches":
     return self
@@ -225,7 +225,7 @@ class BadRecords:
           " logged",
           index,
           source,
-          _explain(source, index) or cause,
+          _explain(source, index, cause),
         )
       self.counts[cause] += 1
 
@@ -235,14 +235,20 @@ class BadRecords:
     return {"data/bad_records": float(self.total)} | counts
 
 
-def _explain(source: Any, index: int) -> str:
+# Causes that reading a record once more would bring about again, here.
+_NOT_AGAIN = ("reader_died", "reader_hung")
+
+
+def _explain(source: Any, index: int, cause: str) -> str:
   """What is wrong with a record, read once more for its details."""
-  if source is None:
-    return ""
+  if source is None or cause in _NOT_AGAIN:
+    return cause
   try:
     record = source[index]
     captions(record)
     decode(record.get("image"))
   except BadRecord as bad:
     return str(bad)
-  return ""
+  except Exception as error:  # It is masked already, and must not end a run.
+    return f"{cause} ({type(error).__name__}: {error})"
+  return cause

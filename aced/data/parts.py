@@ -17,6 +17,9 @@ from aced.data.records import CAUSES, BadRecord, captions
 
 Batch = dict[str, np.ndarray]
 
+# In the place of a row: what concerns all rows of a task, which is caches.
+TOGETHER = -2
+
 
 def record_index(
   position: int, size: int, seed: int, shuffle: bool = True
@@ -166,7 +169,7 @@ class Loader:
     Args:
       task: `n` rows.
       out: every column of `columns`, `n` rows each; overwritten.
-      at: told the row whose record is about to be read.
+      at: told the row whose record is about to be read, or `TOGETHER`.
     """
     count = len(task.positions)
     out["_mask"][:], out["error"][:] = False, 0
@@ -177,12 +180,15 @@ class Loader:
     for row in range(count):
       at(row)
       self._load_row(task, row, out, texts, chosen)
+    at(TOGETHER)
     for name, found in self.caches.items():
       self._read_cache(out, texts, chosen, name, found)
     for name in self.sizes:
       out[name][~out["_mask"]] = 0
-    for name, tokenizer in self.tokenizers.items():
-      out[name][:] = tokenizer(texts)
+    for row in range(count):
+      at(row)
+      for name, tokenizer in self.tokenizers.items():
+        out[name][row] = tokenizer(texts[row : row + 1])[0]
 
   def _load_row(self, task, row, out, texts, chosen) -> None:
     """Fills a row of the columns but labels; notes its caption, and which."""

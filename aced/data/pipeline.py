@@ -61,7 +61,7 @@ class Batches:
   def __next__(self) -> Batch:
     try:
       return next(self._iterator)
-    except StopIteration:
+    except BaseException:  # StopIteration too: no reader is to be left behind.
       self.close()
       raise
 

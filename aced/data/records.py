@@ -104,9 +104,10 @@ class Slice(Source):
 
   def __init__(self, source: Source, start: int, stop: int):
     if not 0 <= start < min(stop, len(source)):
+      limit = f" and limit={stop - start}" if stop != len(source) else ""
       raise SourceError(
-        f"start={start} and limit={stop - start} leave nothing of {source!r},"
-        f" which has {len(source)} records; lower start or raise limit."
+        f"start={start}{limit} leave nothing of {source!r}, which has"
+        f" {len(source)} records; lower start or raise limit."
       )
     self.source = source
     self.start = start

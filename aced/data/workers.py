@@ -5,6 +5,7 @@ at one record for too long is named, ended and treated alike. A record that has
 brought that about twice is masked.
 """
 
+import atexit
 import collections
 import multiprocessing
 import os
@@ -22,18 +23,21 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from aced.data.parts import Batch, Loader, Task
+from aced.data.parts import TOGETHER, Batch, Loader, Task
 from aced.data.records import CAUSES
 
 # Times that a record may bring its process down before it is masked.
 TRIES = 2
-# Starts of a process that come to nothing before the run ends.
+# Starts of a process that come to nothing before the run ends, and how long one
+# may take: it imports what it needs, and opens the source.
 STARTS = 3
+START_SECONDS = 120.0
 _ALIGN = 64
 _SHARED = "/dev/shm"  # Of Linux; elsewhere there is no such limit.
 _ENDED = "the processes that read were ended."
-# Seconds between two looks at a process that is at work.
-_LOOK = 0.2
+# Seconds between two looks at a process that is at work, and until a source has
+# to have said where a record is.
+_LOOK, _ASK = 0.2, 2.0
 
 
 class WorkerError(RuntimeError):
@@ -64,7 +68,8 @@ class Threads:
     me = threading.get_ident()
 
     def at(row):
-      self._at[me] = (time.monotonic(), task.indices[row])
+      index = task.indices[row] if row >= 0 else -1
+      self._at[me] = (time.monotonic(), index)
 
     try:
       self._loader.load(task, out, at)
@@ -82,7 +87,7 @@ class Threads:
       for since, index in list(self._at.values()):
         if time.monotonic() - since > self._stall and since not in named:
           named.add(since)
-          _warn(self._loader.source, index, f"hangs for {self._stall:.0f} s")
+          _warn(self._loader.source, index, f"hangs for {self._stall:g} s")
 
 
 class Workers:
@@ -109,6 +114,7 @@ class Workers:
     self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in self._workers:
       self._idle.put(worker)
+    atexit.register(self.close)
 
   def load(self, task: Task, out: Batch) -> None:
     """Fills the arrays with the rows of a task.
@@ -126,18 +132,19 @@ class Workers:
       self._idle.put(worker)
 
   def close(self) -> None:
-    """Ends the processes."""
+    """Ends the processes; closing twice is harmless."""
     self._closed.set()
     for worker in self._workers:
       worker.end()
+    atexit.unregister(self.close)
 
   def _load(self, worker, task, out):
     strikes: collections.Counter[int] = collections.Counter()
     skip = dict(task.skip)
     while True:
       try:
-        worker.work(task._replace(skip=skip), self._stall, self._closed)
-        break
+        worker.work(task._replace(skip=skip), out, self._stall, self._closed)
+        return
       except _Lost as lost:
         worker.end()
         if self._closed.is_set():
@@ -145,17 +152,23 @@ class Workers:
         self.restarts += 1
         strikes[lost.row] += 1
         self._consider(task, lost, strikes[lost.row], skip)
-    worker.copy_to(out)
 
   def _consider(self, task, lost, count, skip):
     """Names the record a process was lost at; masks one that does it again."""
+    if lost.row in skip or (lost.row == TOGETHER and count >= TRIES):
+      raise WorkerError(
+        f"a process that reads was lost {count} times at the caches or the"
+        f" tokenizers, with records {min(task.indices)} to"
+        f" {max(task.indices)}: {lost.why}."
+      )
     if lost.row < 0:
       if count >= STARTS:
         raise WorkerError(
-          f"a process that reads ended {count} times before its first record"
-          f" (exit code {lost.exit_code}); its own words are above. A script"
-          " that trains must do so below `if __name__ == '__main__':`, as"
-          " processes import it. config.input.num_workers=0 reads without them."
+          f"a process that reads was lost {count} times before its first record"
+          f" ({lost.why}); its own words are above. Processes import the script"
+          " that trains: it must be a file, and do so below"
+          " `if __name__ == '__main__':`. config.input.num_workers=0 reads"
+          " without processes."
         )
       logging.warning("a process that reads is started anew: %s", lost.why)
       return
@@ -173,50 +186,55 @@ class _Lost(Exception):
     row: of the task, at which it was; -1 is before the first.
     cause: a key of `CAUSES`.
     why: in words.
-    exit_code: of the process.
   """
 
-  def __init__(self, row, cause, why, exit_code=None):
+  def __init__(self, row, cause, why):
     super().__init__(why)
     self.row, self.cause, self.why = row, cause, why
-    self.exit_code = exit_code
 
 
 class _Worker:
-  """One process, and the memory that it fills."""
+  """One process, and the memory that it fills.
+
+  The lock is held while the process works and while its memory is copied from,
+  so that nobody takes the memory away; `end` kills the process before it asks
+  for the lock, and who holds it finds the process gone.
+  """
 
   def __init__(self, loader, rows):
     self._loader, self._rows = loader, rows
     self._columns = loader.columns()
     self._process = None
-    self._lock = threading.Lock()
+    self._lock = threading.RLock()
 
-  def work(self, task: Task, stall: float, closed: threading.Event) -> None:
-    """Has a task done; `copy_to` hands on what was made.
+  def work(
+    self, task: Task, out: Batch, stall: float, closed: threading.Event
+  ) -> None:
+    """Has a task done, and copies what was made.
 
     Raises:
       _Lost: the process is no more.
       Exception: what the loader raised there.
     """
-    if self._process is None:
-      self._start()
-    self._at[0] = -1
-    try:
-      self._pipe.send(task)
-      reply = self._reply(stall, closed)
-    except (BrokenPipeError, EOFError, ConnectionResetError) as error:
-      raise self._lost() from error
-    self._count = len(task.positions)
-    if reply is not None:
-      raise _unpacked(reply)
-
-  def copy_to(self, out: Batch) -> None:
-    """Copies the rows of the last task."""
-    for name, array in self._arrays.items():
-      out[name][:] = array[: self._count]
+    with self._lock:
+      if self._process is None:
+        self._start()
+      self._at[0] = -1
+      try:
+        self._pipe.send(task)
+        reply = self._reply(stall, closed)
+      except (BrokenPipeError, EOFError, ConnectionResetError) as error:
+        raise self._lost() from error
+      if reply is not None:
+        raise _unpacked(reply)
+      for name, array in self._arrays.items():
+        out[name][:] = array[: len(task.positions)]
 
   def end(self) -> None:
     """Ends the process, whatever it is at."""
+    process = self._process
+    if process is not None:
+      process.kill()
     with self._lock:
       if self._process is None:
         return
@@ -237,12 +255,13 @@ class _Worker:
           return self._pipe.recv()
         raise self._lost()
       if closed.is_set():
-        raise self._lost()
+        raise _Lost(-1, "reader_died", _ENDED)
       now, at = time.monotonic(), int(self._at[0])
+      limit = max(stall, START_SECONDS) if at == -1 else stall
       if at != seen:
         seen, since = at, now
-      elif at >= 0 and now - since > stall:
-        raise _Lost(at, "reader_hung", f"it hangs for {stall:.0f} s")
+      elif now - since > limit:
+        raise _Lost(at, "reader_hung", f"it hangs for {limit:g} s")
 
   def _lost(self):
     self._process.join(timeout=5)
@@ -251,24 +270,28 @@ class _Worker:
     if code is not None and code < 0:
       name = signal.Signals(-code).name
     why = f"reading it ended the process ({name})"
-    return _Lost(int(self._at[0]), "reader_died", why, code)
+    return _Lost(int(self._at[0]), "reader_died", why)
 
   def _start(self):
     layout, size = _layout(self._columns, self._rows)
-    with self._lock:
-      self._memory = shared_memory.SharedMemory(create=True, size=size)
-      self._arrays = _arrays(layout, self._memory.buf)
-      self._at = self._arrays.pop(_AT)
-      context = multiprocessing.get_context("spawn")
-      self._pipe, theirs = context.Pipe()
-      self._process = context.Process(
-        target=_serve,
-        args=(self._loader, theirs, self._memory.name, layout),
-        name="reader",
-        daemon=True,
-      )
+    self._memory = shared_memory.SharedMemory(create=True, size=size)
+    self._arrays = _arrays(layout, self._memory.buf)
+    self._at = self._arrays.pop(_AT)
+    context = multiprocessing.get_context("spawn")
+    self._pipe, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_serve,
+      args=(self._loader, theirs, self._memory.name, layout),
+      name="reader",
+      daemon=True,
+    )
+    # An interrupt from the keyboard is for the parent, which ends this process.
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
       self._process.start()
-      theirs.close()
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+    theirs.close()
 
 
 def _check_memory(needed: int) -> None:
@@ -312,7 +335,6 @@ def _arrays(layout, memory) -> Batch:
 
 def _serve(loader: Loader, pipe: Any, name: str, layout: Any) -> None:
   """What a process does: tasks, until the other end of the pipe is gone."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends this one.
   memory = shared_memory.SharedMemory(name)
   arrays = _arrays(layout, memory.buf)
   at = arrays.pop(_AT)
@@ -353,7 +375,28 @@ def _unpacked(reply) -> Exception:
 
 def _warn(source, index, what):
   """One line that names host, place and record."""
-  where = source.where(index) if hasattr(source, "where") else f"{index}"
   logging.warning(
-    "host %s: record %d, %s, %s", socket.gethostname(), index, where, what
+    "host %s: record %d, %s, %s",
+    socket.gethostname(),
+    index,
+    _where(source, index),
+    what,
   )
+
+
+def _where(source, index) -> str:
+  """Where a record is; what hangs or fails when it is read may do so here."""
+  if index < 0:
+    return "which is none"
+  found = []
+
+  def ask():
+    try:
+      found.append(source.where(index))
+    except Exception as error:
+      found.append(f"whose place cannot be told ({error})")
+
+  thread = threading.Thread(target=ask, name="where", daemon=True)
+  thread.start()
+  thread.join(_ASK)
+  return found[0] if found else "whose place cannot be told"

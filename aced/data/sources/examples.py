@@ -69,7 +69,7 @@ def decode(data: bytes) -> dict[str, Any]:
   if isinstance(extra := fields.get(EXTRA), str):
     try:
       found = json.loads(extra)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       found = None
     if isinstance(found, dict):
       del fields[EXTRA]

@@ -85,7 +85,9 @@ def _glob(path: str) -> list[str]:
   if not is_remote(path):
     path = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
   files = filesystem(path)
-  if any(letter in path for letter in "*["):
+  if is_remote(path) and "*" not in path:
+    return [path]  # Whether it is there is told when it is read.
+  if any(letter in path for letter in "*[") and not files.exists(path):
     found = [name for name in files.glob(path) if not files.isdir(name)]
     return [files.unstrip_protocol(n) if is_remote(path) else n for n in found]
   if not files.exists(path):
@@ -95,7 +97,9 @@ def _glob(path: str) -> list[str]:
       near = [p.rsplit("/", 1)[-1] for p in files.ls(folder, detail=False)]
     raise SourceError(f"there is no file {path}.{did_you_mean(name, near)}")
   if files.isdir(path):
-    raise SourceError(f"{path} is a folder; name the files in it: {path}/*")
+    raise SourceError(
+      f"{path} is a folder; name the files in it, such as {path}/*.tar"
+    )
   return [path]
 
 
@@ -130,7 +134,7 @@ class Storage:
     path = self.paths[number]
     if not is_remote(path):
       found = os.stat(path)
-      return found.st_size, str(found.st_mtime_ns)
+      return found.st_size, f"{found.st_mtime_ns} {found.st_ctime_ns}"
     info = filesystem(path).info(path)
     keys = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified")
     return info["size"], str(next((info[k] for k in keys if k in info), ""))
@@ -142,7 +146,7 @@ class Storage:
       OSError: it cannot be read.
     """
     path = self.paths[number]
-    if size <= 0:
+    if not 0 < size < 2**40 or not 0 <= offset < 2**62:
       return b""
     if is_remote(path):
       return filesystem(path).cat_file(path, start=offset, end=offset + size)

@@ -3,20 +3,18 @@
 An index is a folder: `index.json` (the shards, their sizes and stamps, what was
 wrong with them, the kinds of members), `members.npy` (`MEMBER` rows) and
 `starts.npy` (the first member of each record, and one more). A shard that has
-changed is read again, the others are not. Nothing is ever extracted: links and
-devices are passed over, and pickles are refused by name.
+changed is read again, the others are not. Pickles are refused by
+name.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,21 +22,15 @@ from absl import logging
 from tqdm import tqdm
 
 from aced.data.records import SourceError
+from aced.data.sources import tar
 from aced.data.sources.storage import Storage, is_remote
 
-# What stands after the first dot of the last part of a name, as WebDataset has
-# it: "a/0001.seg.png" is the member "seg.png" of the record "a/0001".
-_NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)")
 # Loading these can run any code that their author put in.
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt", "dill", "joblib")
 MEMBER = np.dtype([("offset", "<i8"), ("size", "<i8"), ("kind", "u1")])
 FORMAT = 1
-_BLOCK = tarfile.BLOCKSIZE
-_ZEROS = bytes(_BLOCK)
-# Bytes read at a time while headers are looked for. Here a header and the small
-# members after it; from a bucket whole stretches, for each request takes long.
-_WINDOW, _REMOTE_WINDOW = 8192, 2**24
 _SCANS = 8  # Shards read at a time.
+_TRIES = 5  # To put an index where another process does so too.
 
 
 class Shard(NamedTuple):
@@ -100,86 +92,6 @@ def load(storage: Storage, folder: str = "") -> Index:
   return index
 
 
-def scan(
-  read: Callable[[int, int], bytes], size: int, window: int = _WINDOW
-) -> Iterator[tuple[str, int, int] | str]:
-  """Finds the members of a tar archive by their headers.
-
-  Args:
-    read: `read(offset, size)` of the archive.
-    size: of the archive, in bytes.
-    window: bytes read at a time.
-
-  Yields:
-    `(name, offset, size)` of each regular file, in order, one that is cut
-    short by the end of the archive too; and a text for each damage. After a
-    damaged header the next one that is whole is looked for.
-  """
-  at, start, data = 0, 0, b""
-  long_name, lost = None, None
-  while at + _BLOCK <= size:
-    if not start <= at <= start + len(data) - _BLOCK:
-      start, data = at, read(at, window)
-      if len(data) < _BLOCK:
-        yield f"it could not be read at byte {at}"
-        return
-    block = data[at - start : at - start + _BLOCK]
-    if block == _ZEROS:
-      at += _BLOCK
-      continue
-    try:
-      info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-      lost = at if lost is None else lost
-      at += _BLOCK
-      continue
-    if lost is not None:
-      yield f"bytes {lost} to {at} are no headers"
-      lost = None
-    at += _BLOCK
-    if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-      long_name = _extended(info, read(at, info.size)) or long_name
-    elif info.isreg():
-      yield long_name or info.name, at, info.size
-      long_name = None
-    else:
-      long_name = None
-      if info.type in tarfile.SUPPORTED_TYPES and info.type not in _WITH_DATA:
-        continue  # Links, devices and folders have no data.
-    at += -(-info.size // _BLOCK) * _BLOCK
-  if lost is not None:
-    yield f"bytes {lost} to {size} are no headers"
-  if at > size:
-    yield f"it ends {at - size:,} bytes too early"
-
-
-_WITH_DATA = (
-  tarfile.XGLTYPE,
-  tarfile.GNUTYPE_LONGLINK,
-  tarfile.SOLARIS_XHDTYPE,
-)
-
-
-def member_name(name: str) -> tuple[str, str] | None:
-  """Splits the name of a member into its record and its kind.
-
-  Returns:
-    `("a/0001", "jpg")` for "a/0001.JPG"; None for what belongs to no record.
-  """
-  match = _NAME.fullmatch(name)
-  if match is None or match[1].rsplit("/", 1)[-1].startswith("__"):
-    return None
-  return match[1], match[2].lower()
-
-
-def _extended(info, data) -> str | None:
-  """The name in a header that only precedes the one of a long name."""
-  if info.type == tarfile.GNUTYPE_LONGNAME:
-    return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
-  match = re.search(rb"\d+ path=([^\n]*)\n", data)
-  return match and match[1].decode("utf-8", "surrogateescape")
-
-
 def _stamps(storage):
   """The size and stamp of every shard."""
 
@@ -228,8 +140,13 @@ def _read(place: pathlib.Path) -> Index | None:
     if content["format"] != FORMAT or arrays[0].dtype != MEMBER:
       return None
     shards = tuple(Shard(*row) for row in content["shards"])
-    if len(arrays[0]) != sum(s.members for s in shards):
-      return None
+    members, starts = arrays
+    if (
+      len(members) != sum(s.members for s in shards)
+      or len(starts) != sum(s.records for s in shards) + 1
+      or (starts[0], starts[-1]) != (0, len(members))
+    ):
+      raise ValueError("its parts do not fit")
     return Index(shards, tuple(content["kinds"]), *arrays)
   except FileNotFoundError:
     return None
@@ -250,14 +167,15 @@ def _write(index: Index, places: list[pathlib.Path]) -> None:
       continue
     try:
       _dump(index, part)
-      if place.exists():
-        shutil.rmtree(place)
-      part.rename(place)
-      return
+      part.chmod(0o777 & ~_umask())  # Made for its owner alone.
+      for _ in range(_TRIES):
+        # Another process may put its own there meanwhile, which is the same.
+        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):
+          part.rename(place)
+          return
+      problem = problem or OSError(f"{place} cannot be replaced")
     except OSError as error:
-      # Another process may have been faster; what it wrote is the same.
-      if _read(place) is not None:
-        return
       problem = problem or error
     finally:
       shutil.rmtree(part, ignore_errors=True)
@@ -265,6 +183,13 @@ def _write(index: Index, places: list[pathlib.Path]) -> None:
     f"the index of the shards cannot be kept: {problem}. Name a folder that can"
     " be written, with ?index=FOLDER."
   ) from problem
+
+
+def _umask() -> int:
+  """That of the process, which can only be told by setting it."""
+  mask = os.umask(0o022)
+  os.umask(mask)
+  return mask
 
 
 def _dump(index, folder):
@@ -317,20 +242,24 @@ def _known(old, stamps):
 
 def _scan_shard(storage, number, size, stamp):
   """`(Shard, kinds, members, members of each record)` of one shard."""
-  window = _REMOTE_WINDOW if is_remote(storage.paths[number]) else _WINDOW
-  kinds, rows, counts, damage, last = {}, [], [], [], None
+  window = tar.FAR_WINDOW if is_remote(storage.paths[number]) else tar.WINDOW
+  kinds, rows, counts, damage = {}, [], [], []
+  last, seen = None, set()
   try:
-    for item in scan(lambda *at: storage.read(number, *at), size, window):
+    for item in tar.scan(lambda *at: storage.read(number, *at), size, window):
       if isinstance(item, str):
         damage.append(item)
         continue
       name, offset, length = item
-      split = member_name(name)
+      split = tar.member_name(name)
       if split is None:
         continue
       key, kind = split
       _refuse_pickles(storage.paths[number], name, kind)
       if key != last:
+        if key in seen:
+          damage.append(f"members of {key!r} stand apart")
+        seen.add(key)
         counts.append(0)
         last = key
       counts[-1] += 1
@@ -339,14 +268,29 @@ def _scan_shard(storage, number, size, stamp):
     raise SourceError(
       f"{storage.paths[number]} cannot be read: {error.strerror or error}."
     ) from error
-  if len(kinds) > 255:
-    raise SourceError(
-      f"{storage.paths[number]} has more than 255 kinds of members, such as"
-      f" {', '.join(list(kinds)[:3])}: names must be KEY.jpg, KEY.txt, where"
-      " what follows the first dot is the same for all records."
-    )
+  if not rows:
+    _explain_nothing(storage, number)
   shard = Shard(size, stamp, len(counts), len(rows), "; ".join(damage[:3]))
   return shard, tuple(kinds), np.array(rows, MEMBER), np.array(counts, np.int64)
+
+
+# How files begin that are taken for tar archives by mistake.
+_COMPRESSED = {
+  b"\x1f\x8b": "gzip",
+  b"\x28\xb5\x2f\xfd": "zstd",
+  b"BZh": "bzip2",
+}
+
+
+def _explain_nothing(storage, number) -> None:
+  """Refuses a file without a member that is no tar archive at all."""
+  beginning = storage.read(number, 0, 8)
+  for start, name in _COMPRESSED.items():
+    if beginning.startswith(start):
+      raise SourceError(
+        f"{storage.paths[number]} is compressed ({name}), and cannot be read in"
+        " any order; unpack it to .tar first, such as with gunzip."
+      )
 
 
 def _refuse_pickles(path, name, kind):
@@ -361,6 +305,12 @@ def _renumbered(part, kinds):
   """Gives kinds of members their numbers among those of all shards."""
   shard, names, members, counts = part
   numbers = [kinds.setdefault(name, len(kinds)) for name in names]
+  if len(kinds) > 255:
+    raise SourceError(
+      "the shards have more than 255 kinds of members, such as"
+      f" {', '.join(list(kinds)[-3:])}: names must be KEY.jpg, KEY.txt, where"
+      " what follows the first dot is the same for all records."
+    )
   members = members.copy()
   if len(members):
     members["kind"] = np.array(numbers, np.uint8)[members["kind"]]

@@ -65,9 +65,15 @@ class WebDataset(Source):
     shard, members = self._members(index)
     try:
       fields = self._fields(shard, members)
-      return fields | {"image": self._picture(shard, members)}
+      picture = self._picture(shard, members)
     except BadRecord as bad:
       return {"image": bad, "text": "(unreadable)"}
+    missing = fields["text"] is None or isinstance(picture, BadRecord)
+    if missing and self._may_be_cut(shard, index):
+      path = self._storage.paths[shard]
+      picture = BadRecord("cut_short", f"{path} ends before all of its members")
+      fields["text"] = "(unreadable)"
+    return fields | {"image": picture}
 
   def fields(self, index):
     """The record at `index`; its picture is not read."""
@@ -92,12 +98,19 @@ class WebDataset(Source):
 
   def __getstate__(self):
     kept = ("pattern", "_image", "_text", "_label", "_storage", "_folder")
-    return {k: v for k, v in self.__dict__.items() if k in kept}
+    state = {k: v for k, v in self.__dict__.items() if k in kept}
+    # Arrays that are mapped from disk would be sent whole.
+    return state | {"_counted": [shard[2:4] for shard in self._index.shards]}
 
   def __setstate__(self, state):
-    # Arrays that are mapped from disk would be sent whole.
+    counted = state.pop("_counted")
     self.__dict__.update(state)
     self._load()
+    if counted != [shard[2:4] for shard in self._index.shards]:
+      raise SourceError(
+        f"the shards of {self.pattern} have changed while they were read, and"
+        " records would have other numbers; start again."
+      )
 
   def _check_names(self, image):
     """Refuses kinds of members that no shard has."""
@@ -121,6 +134,12 @@ class WebDataset(Source):
     start, stop = self._index.starts[index : index + 2]
     shard = int(np.searchsorted(self._ends, index, "right"))
     return shard, self._index.members[start:stop]
+
+  def _may_be_cut(self, shard, index) -> bool:
+    """Whether a record is the last one of a shard that is damaged."""
+    return index == self._ends[shard] - 1 and bool(
+      self._index.shards[shard].damage
+    )
 
   def _fields(self, shard, members) -> Record:
     """Everything of a record but its picture."""
@@ -181,7 +200,7 @@ def _json(data) -> Record:
   """The fields of a json member; none of one that is no JSON object."""
   try:
     record = json.loads(data)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise BadRecord("bad_line", f"its json cannot be read: {error}") from error
   if not isinstance(record, dict):
     raise BadRecord("bad_line", f"its json is {record!r:.60}, not an object")

@@ -9,7 +9,7 @@ import pytest
 from aced.data.records import BadRecord, SourceError
 from aced.data.sources import open_source
 from aced.data.sources.webdataset import WebDataset
-from tests.data.sources.tar_index_test import archive, pairs
+from tests.data.sources.tar_test import archive, pairs
 
 
 @pytest.fixture
