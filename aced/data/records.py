@@ -104,10 +104,10 @@ class Slice(Source):
 
   def __init__(self, source: Source, start: int, stop: int):
     if not 0 <= start < min(stop, len(source)):
-      limit = f" and limit={stop - start}" if stop != len(source) else ""
+      limit = stop - start if stop != len(source) else "none"
       raise SourceError(
-        f"start={start}{limit} leave nothing of {source!r}, which has"
-        f" {len(source)} records; lower start or raise limit."
+        f"start={start} and limit={limit} leave nothing of {source!r}, which"
+        f" has {len(source)} records; lower start or raise limit."
       )
     self.source = source
     self.start = start

@@ -279,7 +279,7 @@ class _Worker:
     self._at = self._arrays.pop(_AT)
     context = multiprocessing.get_context("spawn")
     self._pipe, theirs = context.Pipe()
-    self._process = context.Process(
+    process = context.Process(
       target=_serve,
       args=(self._loader, theirs, self._memory.name, layout),
       name="reader",
@@ -288,10 +288,11 @@ class _Worker:
     # An interrupt from the keyboard is for the parent, which ends this process.
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-      self._process.start()
+      process.start()
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, kept)
     theirs.close()
+    self._process = process
 
 
 def _check_memory(needed: int) -> None:

@@ -20,11 +20,12 @@ class Unsteady(Source):
     hangs: records that never come.
     once: a folder that notes what has happened; given, it happens only once.
     fails: records whose reading raises.
+    lost: whether even the place of a record cannot be told.
   """
 
-  def __init__(self, size, kills=(), hangs=(), once=None, fails=()):
+  def __init__(self, size, kills=(), hangs=(), once=None, fails=(), lost=False):
     self.size, self.kills, self.hangs = size, kills, hangs
-    self.once, self.fails = once, fails
+    self.once, self.fails, self.lost = once, fails, lost
 
   def __len__(self):
     return self.size
@@ -40,10 +41,12 @@ class Unsteady(Source):
         os.kill(os.getpid(), signal.SIGKILL)
       if index in self.hangs:
         time.sleep(3600)
-    image = np.full((16, 16, 3), index, np.uint8)
+    image = np.full((16, 16, 3), index % 256, np.uint8)
     return {"image": image, "text": f"r{index}"}
 
   def where(self, index):
+    if self.lost:
+      raise OSError(5, "the disk is gone")
     return f"shelf {index // 10}"
 
   def _happens(self, index):
@@ -54,3 +57,24 @@ class Unsteady(Source):
       return False
     mark.touch()
     return True
+
+
+class UnsteadyTokens:
+  """A tokenizer that ends its process at one text."""
+
+  length, vocab_size, content, spec = 4, 9, b"", "unsteady"
+
+  def __init__(self, kills="r7"):
+    self.kills = kills  # None is any.
+
+  def __call__(self, texts):
+    if self.kills is None or self.kills in texts:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return np.zeros((len(texts), self.length), np.int32)
+
+
+class SlowToOpen(Unsteady):
+  """A source that does not come to be opened in another process."""
+
+  def __setstate__(self, state):
+    time.sleep(3600)

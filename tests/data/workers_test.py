@@ -7,13 +7,15 @@ import time
 import numpy as np
 import pytest
 
+from aced.data import workers
+from aced.data.devices import BadRecords
 from aced.data.pipeline import eval_batches, superbatches
 from aced.data.records import CAUSES
 from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
 from aced.data.transforms import Transform
 from aced.data.workers import WorkerError
-from tests.data.unsteady import Unsteady
+from tests.data.unsteady import SlowToOpen, Unsteady, UnsteadyTokens
 
 TOKENIZER = load_tokenizer("bytes", 12)
 TRANSFORM = Transform(8, crop_scale=(0.5, 1.0), flip=True)
@@ -89,6 +91,67 @@ def test_a_record_that_hangs_is_named_and_masked(caplog):
   assert "record 12, shelf 1, is masked: it hangs" in caplog.text
 
 
+def test_a_place_that_cannot_be_told_stops_nothing(caplog):
+  got, _ = read(Unsteady(20, kills=(12,), lost=True))
+  assert np.flatnonzero(np.concatenate([b["error"] for b in got])) == [12]
+  assert "record 12, whose place cannot be told" in caplog.text
+
+
+def test_a_caption_that_kills_is_that_of_its_record():
+  with eval_batches(
+    Unsteady(20), UnsteadyTokens(), Transform(8), batch_size=10, num_workers=1
+  ) as batches:
+    got = list(batches)
+  error = np.concatenate([b["error"] for b in got])
+  assert np.flatnonzero(error).tolist() == [7]
+  assert error[7] == CAUSES["reader_died"]
+
+
+def test_a_tokenizer_that_always_kills_ends_the_run():
+  batches = eval_batches(
+    Unsteady(20),
+    UnsteadyTokens(None),
+    Transform(8),
+    batch_size=10,
+    num_workers=1,
+  )
+  with pytest.raises(WorkerError, match="at the caches or the tokenizers"):
+    list(batches)
+
+
+def test_a_process_that_does_not_begin_ends_the_run(monkeypatch):
+  monkeypatch.setattr(workers, "START_SECONDS", 1.0)
+  with pytest.raises(WorkerError, match=r"before its first record \(it hangs"):
+    read(SlowToOpen(20), stall_seconds=0.5)
+
+
+def test_what_killed_a_process_is_not_read_again_to_be_explained(caplog):
+  bad = BadRecords(Unsteady(20, kills=(3,), fails=(4,)))
+  codes = [CAUSES["reader_died"], CAUSES["reader_hung"], CAUSES["cut_short"]]
+  bad.update({"error": np.array(codes), "index": np.array([3, 3, 4])})
+  assert bad.total == 3
+  assert "cut_short (OSError: [Errno 5] the disk is gone)" in caplog.text
+
+
+def test_closing_while_rows_are_copied():
+  for seed in range(4):
+    batches = superbatches(
+      Unsteady(400),
+      TOKENIZER,
+      Transform(128),
+      batch_size=128,
+      seed=seed,
+      num_steps=50,
+      num_workers=2,
+    )
+    next(batches)
+    time.sleep(0.01 * seed)
+    batches.close()
+    batches.close()
+    with pytest.raises(Exception, match=r"."):
+      list(batches)
+
+
 def test_threads_name_what_hangs(caplog):
   class Slow(Unsteady):
     def __getitem__(self, index):
@@ -124,8 +187,8 @@ def test_closing_early_ends_the_processes():
     num_workers=2,
   )
   next(batches)  # Meanwhile record 15 is read ahead, and hangs.
-  workers = batches._assembly.reader._workers
+  started = batches._assembly.reader._workers
   start = time.monotonic()
   batches.close()
-  assert all(worker._process is None for worker in workers)
+  assert all(worker._process is None for worker in started)
   assert time.monotonic() - start < 30  # Of the 60 until it would be named.

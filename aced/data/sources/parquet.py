@@ -12,6 +12,7 @@ from aced.data.sources.fields import Fields
 # Row groups kept decoded by one reader. A record costs the reading of its whole
 # group, so files to be read in any order should have small ones.
 KEPT_GROUPS = 8
+KEPT_FILES = 128
 _LARGE_GROUP = 2**26
 
 
@@ -114,19 +115,26 @@ class Parquet(Source):
     import pyarrow
     import pyarrow.parquet
 
-    if number not in self._files:
+    file = self._files.pop(number, None)
+    if file is None:
       path = self._paths[number]
       try:
         source = path
         if storage.is_remote(path):
           source = storage.filesystem(path).open(path)
-        self._files[number] = pyarrow.parquet.ParquetFile(source)
-      except (OSError, pyarrow.ArrowInvalid) as error:
+        file = pyarrow.parquet.ParquetFile(source)
+      except pyarrow.ArrowInvalid as error:
         raise SourceError(f"{path} is no Parquet file: {error}") from error
-    return self._files[number]
+      except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    self._files[number] = file
+    if len(self._files) > KEPT_FILES:
+      self._files.popitem(last=False)[1].close(force=True)
+    return file
 
   def _start(self):
-    self._lock, self._files = threading.Lock(), {}
+    self._lock = threading.Lock()
+    self._files = collections.OrderedDict()
     self._tables = collections.OrderedDict()
 
   def __getstate__(self):

@@ -16,6 +16,8 @@ _ZEROS = bytes(_BLOCK)
 # Bytes read at a time while headers are looked for. Here a header and the small
 # members after it; from a bucket whole stretches, for each request takes long.
 WINDOW, FAR_WINDOW = 8192, 2**24
+# How the text of a damage begins that the end of the archive has.
+CUT = ("it ends", "it has no end")
 
 
 def scan(
@@ -67,9 +69,9 @@ def scan(
   if lost is not None:
     yield f"bytes {lost} to {size} are no headers"
   elif at > size:
-    yield f"it ends {at - size:,} bytes too early"
+    yield f"{CUT[0]} {at - size:,} bytes too early"
   elif not ended:
-    yield "it has no end, and may be cut short"
+    yield f"{CUT[1]}, and may be cut short"
 
 
 # Kinds of headers that only say something of the next one; those that are read

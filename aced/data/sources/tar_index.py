@@ -42,6 +42,7 @@ class Shard(NamedTuple):
     records: in it, those that are cut short included.
     members: of all records.
     damage: what was wrong with it, or "".
+    cut: whether it may end before its last record does.
   """
 
   size: int
@@ -49,6 +50,7 @@ class Shard(NamedTuple):
   records: int
   members: int
   damage: str
+  cut: bool
 
 
 class Index(NamedTuple):
@@ -270,7 +272,14 @@ def _scan_shard(storage, number, size, stamp):
     ) from error
   if not rows:
     _explain_nothing(storage, number)
-  shard = Shard(size, stamp, len(counts), len(rows), "; ".join(damage[:3]))
+  shard = Shard(
+    size,
+    stamp,
+    len(counts),
+    len(rows),
+    "; ".join(damage[:3]),
+    any(text.startswith(tar.CUT) for text in damage),
+  )
   return shard, tuple(kinds), np.array(rows, MEMBER), np.array(counts, np.int64)
 
 

@@ -136,10 +136,8 @@ class WebDataset(Source):
     return shard, self._index.members[start:stop]
 
   def _may_be_cut(self, shard, index) -> bool:
-    """Whether a record is the last one of a shard that is damaged."""
-    return index == self._ends[shard] - 1 and bool(
-      self._index.shards[shard].damage
-    )
+    """Whether a record is the last one of a shard that is cut."""
+    return index == self._ends[shard] - 1 and self._index.shards[shard].cut
 
   def _fields(self, shard, members) -> Record:
     """Everything of a record but its picture."""

@@ -48,6 +48,17 @@ def test_parquet(table, monkeypatch):
   assert len(source._tables) <= 2
 
 
+def test_few_parquet_files_are_open(table, tmp_path, monkeypatch):
+  monkeypatch.setattr(parquet, "KEPT_FILES", 3)
+  for k in range(9):
+    (tmp_path / f"part{k}.parquet").write_bytes(table.read_bytes())
+  source = open_source(f"parquet:{tmp_path}/part*.parquet")
+  assert len(source) == 360
+  for k in range(0, 360, 7):
+    assert source.fields(k)["width"] == k % 40
+    assert len(source._files) <= 3
+
+
 def test_parquet_in_a_bucket(table):
   fsspec.filesystem("memory").pipe("/pq/x.parquet", table.read_bytes())
   source = open_source("parquet:memory://pq/*.parquet")

@@ -1,5 +1,8 @@
+import gzip
 import os
 import pathlib
+import subprocess
+import sys
 
 import fsspec
 import numpy as np
@@ -127,6 +130,61 @@ def test_damage_is_told_with_the_shard(shards, caplog):
   index = tar_index.load(shards)
   assert f"{shards.paths[1]} is damaged: it ends" in caplog.text
   assert index.shards[1].damage and not index.shards[0].damage
+
+
+def test_a_compressed_shard_is_told(tmp_path):
+  path = tmp_path / "x.tar.gz"
+  path.write_bytes(gzip.compress(archive(pairs(3))))
+  with pytest.raises(SourceError, match=r"x.tar.gz is compressed \(gzip\)"):
+    tar_index.load(Storage([str(path)]))
+
+
+def test_members_that_stand_apart_are_told(tmp_path, caplog):
+  members = [("0.jpg", b"a"), ("1.jpg", b"b"), ("0.txt", b"a"), ("1.txt", b"b")]
+  (tmp_path / "x.tar").write_bytes(archive(members))
+  tar_index.load(Storage([str(tmp_path / "x.tar")]))
+  assert "members of '0' stand apart" in caplog.text
+
+
+def test_too_many_kinds(tmp_path):
+  paths = []
+  for k in range(2):
+    path = tmp_path / f"{k}.tar"
+    names = (f"0.{200 * k + j}" for j in range(200))
+    path.write_bytes(archive((name, b"x") for name in names))
+    paths.append(str(path))
+  with pytest.raises(SourceError, match="more than 255 kinds of members"):
+    tar_index.load(Storage(paths))
+
+
+def test_an_index_whose_parts_do_not_fit_is_made_anew(shards, caplog):
+  want = contents(shards, tar_index.load(shards))
+  folder = pathlib.Path(shards.paths[0]).parent / ".aced_index"
+  place = next(folder.rglob("starts.npy"))
+  np.save(place, np.load(place)[:-1])
+  assert contents(shards, tar_index.load(shards)) == want
+  assert "its parts do not fit" in caplog.text
+
+
+def test_several_processes_make_an_index_at_once(shards, tmp_path):
+  program = (
+    "import sys, os; from aced.data.sources import open_source\n"
+    "for k in range(30):\n"
+    "  os.utime(sys.argv[1], ns=(k, int(sys.argv[2]) * 100 + k))\n"
+    "  open_source(f'webdataset:{sys.argv[1]},{sys.argv[3]}')\n"
+  )
+  given = [shards.paths[0], shards.paths[1]]
+  running = [
+    subprocess.Popen(
+      [sys.executable, "-c", program, given[0], str(k), given[1]],
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for k in range(2)
+  ]
+  for process in running:
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, errors
 
 
 def test_shards_in_a_bucket(tmp_path, monkeypatch):

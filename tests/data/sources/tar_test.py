@@ -103,3 +103,48 @@ def test_an_archive_that_ends_early(cut):
 )
 def test_names(name, want):
   assert tar.member_name(name) == want
+
+
+def header(name, size, kind=b"0"):
+  """A header block with a size that may be none."""
+  info = tarfile.TarInfo(name)
+  block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+  block[124:136] = size
+  block[156:157] = kind
+  block[148:156] = b" " * 8
+  block[148:155] = b"%06o\0" % sum(block)
+  return bytes(block)
+
+
+NEGATIVE = b"\xff" * 11 + b"\x00"
+HUGE = b"\x80" + b"\x7f" * 11
+
+
+@pytest.mark.parametrize("size", [NEGATIVE, HUGE, b"notoctal\0\0\0\0"])
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x"])
+def test_sizes_that_cannot_be_are_damage(size, kind):
+  whole = archive(pairs(2))
+  data = header("0.jpg", size, kind) + whole
+  found = scan(data)
+  assert isinstance(found[0], str) and "are no headers" in found[0]
+  moved = [(name, at + 512, size) for name, at, size in scan(whole)]
+  assert found[1:] == moved
+
+
+def test_an_archive_without_its_end_may_be_cut():
+  data = archive(pairs(3))
+  whole = scan(data)
+  last = whole[-2][1] + 512  # After the json of the last record.
+  *found, damage = scan(data[:last])
+  assert found == whole[:-1]
+  assert damage == "it has no end, and may be cut short"
+
+
+def test_a_name_in_the_value_of_another_key_is_none():
+  info = tarfile.TarInfo("0.jpg")
+  info.size = 3
+  info.pax_headers = {"comment": "12 path=evil.pkl\n", "mtime": "1.5"}
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as out:
+    out.addfile(info, io.BytesIO(b"abc"))
+  assert [item[0] for item in scan(file.getvalue())] == ["0.jpg"]

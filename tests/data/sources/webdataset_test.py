@@ -112,6 +112,25 @@ def test_every_whole_record_of_a_cut_shard_is_read(folder, caplog):
   assert "0001.tar is damaged" in caplog.text
 
 
+def test_a_cut_between_members_is_told_too(folder):
+  source = WebDataset(f"{folder}/*.tar")
+  members = source._index.members
+  first = source._index.starts[14]
+  stop = int(members["offset"][first + 1]) + 512  # After its json.
+  os.truncate(folder / "0001.tar", stop)
+  source = WebDataset(f"{folder}/*.tar")
+  assert len(source) == 25
+  assert source[14]["image"].cause == "cut_short"
+  assert source[13]["text"] == "text 13"
+
+
+def test_shards_that_change_under_way_are_refused(folder):
+  content = pickle.dumps(WebDataset(f"{folder}/*.tar"))
+  (folder / "0001.tar").write_bytes(archive(pairs(3)))
+  with pytest.raises(SourceError, match="have changed while they were read"):
+    pickle.loads(content)
+
+
 def test_pickled_and_from_threads(folder):
   source = open_source(f"webdataset:{folder}/*.tar")
   content = pickle.dumps(source)
