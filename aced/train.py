@@ -106,7 +106,7 @@ def loop(
       last = step == run.total_steps
       if not last:
         batch, info = next(batches)
-      evaluates = run.config.evals and (last or step % eval_every == 0)
+      evaluates = run.evaluates and (last or step % eval_every == 0)
       if evaluates:
         watch.flush()
         with progress.paused("evaluating"):

@@ -50,10 +50,10 @@ def run(args):
   print(f"{command}\non {_cores()} cores\n")
   print("| up to step | share of the time spent waiting |\n|---:|---:|")
   for step, share in series:
-    print(f"| {step} | {100 * share:.2f}% |")
+    print(f"| {step} | {100 * share:.3f}% |")
   print(
-    f"\nmean {100 * mean:.2f}%, median"
-    f" {100 * statistics.median(shares):.2f}%, most {100 * max(shares):.2f}%,"
+    f"\nmean {100 * mean:.3f}%, median"
+    f" {100 * statistics.median(shares):.3f}%, most {100 * max(shares):.3f}%,"
     f" the first stretch left out; bar: a mean of at most {100 * BAR:.0f}%"
   )
   return mean <= BAR

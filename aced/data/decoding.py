@@ -87,7 +87,9 @@ def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
   ) as error:
-    raise BadRecord("too_large", str(error)) from error
+    raise BadRecord(
+      "too_large", f"more than the {MAX_PIXELS:,} pixels that are decoded"
+    ) from error
   except Image.UnidentifiedImageError as error:
     raise BadRecord(
       "not_an_image", f"{len(data)} bytes that begin {data[:12]!r}"

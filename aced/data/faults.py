@@ -103,6 +103,10 @@ class Faulty(Source):
     """The record at `index` without its picture."""
     return self._get(self._check(index), self.source.fields)
 
+  def damage(self):
+    """What is wrong with whole files."""
+    return self.source.damage()
+
   def where(self, index):
     """Where the clean record at `index` is stored."""
     return self.source.where(index)

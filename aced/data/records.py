@@ -89,6 +89,10 @@ class Source(ABC):
     """Says where the record at `index` is stored, for messages."""
     return f"record {self._check(index)} of {self!r}"
 
+  def damage(self) -> list[str]:
+    """What is wrong with whole files, and may have cost records."""
+    return []
+
   def _check(self, index: int) -> int:
     """Returns the index as an int, which numpy's integers are not."""
     if not 0 <= index < len(self):
@@ -124,6 +128,10 @@ class Slice(Source):
     """The record at `index` without its picture."""
     return self.source.fields(self.start + self._check(index))
 
+  def damage(self):
+    """What is wrong with whole files."""
+    return self.source.damage()
+
   def where(self, index):
     """Where the record at `index` is stored."""
     return self.source.where(self.start + self._check(index))
@@ -143,6 +151,13 @@ def captions(record: Mapping[str, Any]) -> list[str]:
   good = [t for t in texts if isinstance(t, str) and t.strip()]
   if good:
     return good
+  if text is None:
+    fields = ", ".join(sorted(k for k in record if k not in ("text", "image")))
+    raise BadRecord(
+      "caption_not_text",
+      f"there is no caption; other fields are {fields or 'none'}, and"
+      " ?text=NAME takes one of them",
+    )
   for value in texts:
     if not isinstance(value, str):
       raise BadRecord(

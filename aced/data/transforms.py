@@ -1,9 +1,11 @@
 """Pictures of records at the sizes that models take: crops, flips, resizing."""
 
+import collections
 import dataclasses
 import functools
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,16 +177,46 @@ def _scaled(box, height, width):
   return left * width, top * height, right * width, bottom * height
 
 
-def _shrink(image: np.ndarray, size: int, kernel: str) -> np.ndarray:
-  """Makes a picture smaller, in both directions, with libvips."""
-  height, width = image.shape[:2]
-  source = _vips().Image.new_from_memory(
-    np.ascontiguousarray(image), width, height, 3, "uchar"
-  )
-  small = source.reduce(width / size, height / size, kernel=kernel)
-  # Unlike writing it out, fetching a region computes in the calling thread.
-  pixels = _vips().Region.new(small).fetch(0, 0, size, size)
-  return np.frombuffer(pixels, np.uint8).reshape(size, size, 3)
+class _Shrinker(threading.local):
+  """Makes pictures smaller, in both directions, with libvips.
+
+  Setting up an operation takes libvips as long as the work on a picture. What
+  is set up for a size is kept, over one memory into which pictures are copied.
+  Threads have their own.
+  """
+
+  def __init__(self):
+    self._memory: dict[int, np.ndarray] = {}
+    self._graphs: collections.OrderedDict = collections.OrderedDict()
+
+  def __call__(self, image: np.ndarray, size: int, kernel: str) -> np.ndarray:
+    height, width = image.shape[:2]
+    pixels, source, small = self._graph(height, width, size, kernel)
+    np.copyto(pixels, image)
+    source.invalidate()
+    # Unlike writing it out, fetching a region computes in the calling thread.
+    fetched = _vips().Region.new(small).fetch(0, 0, size, size)
+    return np.frombuffer(fetched, np.uint8).reshape(size, size, 3)
+
+  def _graph(self, height, width, size, kernel):
+    key = height, width, size, kernel
+    found = self._graphs.pop(key, None)
+    if found is None:
+      if size not in self._memory:
+        side = VIPS_FACTOR * size + 1  # No larger picture comes here.
+        self._memory[size] = np.empty(3 * side * side, np.uint8)
+      pixels = self._memory[size][: 3 * height * width]
+      source = _vips().Image.new_from_memory(pixels, width, height, 3, "uchar")
+      small = source.reduce(width / size, height / size, kernel=kernel)
+      found = pixels.reshape(height, width, 3), source, small
+    self._graphs[key] = found
+    if len(self._graphs) > _GRAPHS:
+      self._graphs.popitem(last=False)
+    return found
+
+
+_GRAPHS = 64  # Sizes of pictures for which libvips is kept set up.
+_shrink = _Shrinker()
 
 
 @functools.cache

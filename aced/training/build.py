@@ -78,6 +78,11 @@ class Run(blueprint.Blueprint):
       scales={name: found.scales for name, found in self.caches.items()},
     )
 
+  @property
+  def evaluates(self) -> bool:
+    """Whether any evaluator has a source."""
+    return any(x.get("source") != "" for x in self.config.evals.values())
+
   def evaluators(self) -> list[evaluation.Evaluator]:
     """The evaluators of `config.evals`; an empty source turns one off."""
     transform = make_transform(self.config.input, train=False)

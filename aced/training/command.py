@@ -38,6 +38,11 @@ def run(function: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
       function()
+    except KeyboardInterrupt:
+      if flags.FLAGS.traceback:
+        raise
+      print("\ninterrupted; the same command goes on.", file=sys.stderr)
+      sys.exit(130)  # As a shell has it.
     except ERRORS as error:
       if flags.FLAGS.traceback:
         raise

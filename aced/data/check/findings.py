@@ -29,6 +29,8 @@ QUANTILES = {
 # Captions and groups of pictures that are named, and pictures of a group.
 REPEATED, GROUPS, MEMBERS = 5, 10, 6
 SAMPLE = 60
+# Share of the records with one caption above which nothing can be learnt.
+MOST_SAME = 0.9
 # Shares above which something is worth a warning.
 MANY_ALIKE = 0.2
 MANY_CUT = 0.1
@@ -80,6 +82,7 @@ class Captions:
   repeated: int  # Records that share a caption with another.
   repeated_share: float
   most_repeated: tuple[tuple[str, int], ...]  # With the records of each.
+  same_share: float  # Of records that have the most frequent caption.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Report:
     duplicates: among the records read.
     rate: of reading; None where no record is usable.
     needs: of the run.
+    damage: what is wrong with whole files.
     sample: some usable records, picked at random with a fixed seed.
     warnings: what is worth knowing.
     reasons: why the source is not fit to train on; none, and it is.
@@ -137,6 +141,7 @@ class Report:
   duplicates: Duplicates
   rate: Rate | None
   needs: Needs
+  damage: tuple[str, ...]
   sample: tuple[int, ...]
   warnings: tuple[str, ...] = ()
   reasons: tuple[str, ...] = ()
@@ -163,6 +168,7 @@ def findings(
     duplicates=_duplicates(facts),
     rate=rate,
     needs=needs(settings, len(source), rate),
+    damage=tuple(source.damage()),
     sample=_sample(facts.pictures["index"]),
   )
   return dataclasses.replace(
@@ -189,6 +195,11 @@ def reasons(report: Report) -> list[str]:
       f"{bad:.1%} of the records read cannot be used, more than"
       f" --max_bad={report.settings.max_bad:.1%}; most often:"
       f" {report.causes[0].name}"
+    )
+  if report.usable > 1 and report.captions.same_share > MOST_SAME:
+    found.append(
+      f"{report.captions.same_share:.1%} of the records have one and the same"
+      " caption: there is nothing to tell their pictures apart by"
     )
   for cause in report.causes:
     if cause.name == RAISES:
@@ -238,6 +249,7 @@ def warnings(report: Report) -> list[str]:
   found = [
     f"{share:.1%} {text}" for share, most, text in shares if share > most
   ]
+  found += [f"records may be lost, {text}" for text in report.damage]
   rate, cores = report.rate, report.needs.cores
   if cores is not None and cores > rate.cores:
     found.append(
@@ -309,6 +321,7 @@ def _captions(source, facts, text_length) -> Captions:
       for k in order
       if counts[k] > 1
     ),
+    same_share=_share(int(counts.max(initial=0)), usable),
   )
 
 

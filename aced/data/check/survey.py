@@ -92,7 +92,9 @@ def survey(
   """
   chunks = [indices[k : k + CHUNK] for k in range(0, len(indices), CHUNK)]
   workers = min(workers, len(chunks))
-  with tqdm(total=len(indices), unit=" records", desc="reading") as bar:
+  with tqdm(
+    total=len(indices), unit=" records", desc="reading", disable=None
+  ) as bar:
 
     def seen(facts):
       bar.update(facts.read)
@@ -123,7 +125,9 @@ def measure(
   # The first picture of a process waits for what decodes it to be loaded.
   _load(source, tokenizer, transform, indices[:WARM])
   done, clock, cpu = 0, time.perf_counter(), time.process_time()
-  with tqdm(total=len(indices), unit=" records", desc="timing") as bar:
+  with tqdm(
+    total=len(indices), unit=" records", desc="timing", disable=None
+  ) as bar:
     for k in range(0, len(indices), CHUNK):
       part = indices[k : k + CHUNK]
       done += _load(source, tokenizer, transform, part)

@@ -109,6 +109,7 @@ def convert(
         initial=job.records - sum(len(job.rows(k)) for k in missing),
         unit=" records",
         desc=f"converting to {format}",
+        disable=None,  # Where nobody looks at it.
       ) as bar,
     ):
       for shard in write_shards(
@@ -249,8 +250,15 @@ def _line(shard: Shard) -> str:
 def _replace(path: pathlib.Path, text: str) -> None:
   """Writes a file whole or not at all."""
   part = path.with_name(f".{path.name}.part-{os.getpid()}")
-  part.write_text(text, encoding="utf-8")
-  os.replace(part, path)
+  try:
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+  except OSError as error:
+    part.unlink(missing_ok=True)
+    raise ConvertError(
+      f"{path} cannot be written: {error.strerror}. Whole shards stay; make"
+      " room, and run the same command again."
+    ) from error
 
 
 def _summary(job: Job, output, shards) -> Summary:

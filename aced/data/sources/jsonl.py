@@ -78,7 +78,7 @@ class Jsonl(Source):
     record = self._record(index)
     if isinstance(record.get("image"), BadRecord):
       return record
-    return record | {"image": self._read_image(record.get(self.image))}
+    return record | {"image": self._read_image(record.get(self.image), record)}
 
   def fields(self, index):
     """The record at `index`; its picture is not read."""
@@ -159,8 +159,15 @@ class Jsonl(Source):
       f" correct or remove the line, which begins {line[:60]!r}."
     )
 
-  def _read_image(self, name) -> bytes | BadRecord:
+  def _read_image(self, name, record) -> bytes | BadRecord:
     """Bytes of a picture in the folder of the file, or why there are none."""
+    if name is None:
+      fields = ", ".join(sorted(k for k in record if k != "text"))
+      return BadRecord(
+        "missing_image",
+        f"there is no field {self.image!r}; there are {fields or 'none'}, and"
+        " ?image=NAME takes one of them",
+      )
     if not isinstance(name, str) or not name:
       return BadRecord(
         "missing_image", f"the field {self.image!r} is {name!r:.60}, not a path"

@@ -31,6 +31,11 @@ def components(where: str) -> tuple[list[float | None], list[str]]:
         f"mixture:{where}: {part!r} must be WEIGHT*SPEC, parts joined by ';',"
         " such as mixture:3*jsonl:a.jsonl;1*jsonl:b.jsonl?limit=1000."
       )
+    if "*" in match[2].partition(":")[0]:
+      raise SourceError(
+        f"mixture:{where}: {part!r}: what stands before * must be a weight, a"
+        " number above 0."
+      )
     if match[2].startswith("mixture:"):
       raise SourceError(f"mixture:{where}: a mixture has no mixture in it.")
     weights.append(_weight(match[1], part) if match[1] else None)
@@ -93,6 +98,10 @@ class Mixture(Source):
     """The record at `index` without its picture."""
     source, own = self._find(index)
     return source.fields(own)
+
+  def damage(self):
+    """What is wrong with whole files."""
+    return [text for source in self.sources for text in source.damage()]
 
   def where(self, index):
     """Where the record at `index` is stored."""

@@ -212,7 +212,9 @@ def parse(spec: str) -> tuple[str, str, dict[str, str]]:
   kind, colon, where = head.partition(":")
   if kind == "mixture":
     return kind, spec.removeprefix("mixture:"), {}
-  if head.endswith(".jsonl") and (not colon or kind not in KINDS):
+  mistyped = colon and kind.isalpha() and did_you_mean(kind, KINDS)
+  path = not colon or (kind not in KINDS and not mistyped)
+  if head.endswith(".jsonl") and path:
     kind, where = "jsonl", head
   if kind not in KINDS:
     raise SourceError(

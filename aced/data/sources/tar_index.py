@@ -211,7 +211,8 @@ def _build(storage: Storage, stamps: list, old: Index | None) -> Index:
       total=len(stamps),
       desc="indexing",
       unit=" shards",
-      disable=len(stamps) < 4,
+      disable=None,
+      delay=1,
     ) as bar,
   ):
 

@@ -10,6 +10,7 @@ from aced.data.sources import tar_index
 from aced.data.sources.storage import Storage, expand
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "img", "gif", "bmp", "tif", "tiff")
+_LOOKED_AT = 16  # Records in which a field must be found.
 # No photograph is longer; a member that is would only fill the memory.
 MAX_BYTES = 2**28
 
@@ -82,6 +83,11 @@ class WebDataset(Source):
     except BadRecord:
       return {"text": "(unreadable)"}
 
+  def damage(self):
+    """What is wrong with whole shards."""
+    pairs = zip(self._storage.paths, self._index.shards, strict=True)
+    return [f"{path}: {s.damage}" for path, s in pairs if s.damage]
+
   def where(self, index):
     """The shard of a record and its key there."""
     shard, members = self._members(index)
@@ -127,6 +133,20 @@ class WebDataset(Source):
           f"{did_you_mean(kind, self._kinds)} Name another one, or json.FIELD"
           f" for a field of the json, with ?{option}=NAME."
         )
+      if name and name.startswith("json."):
+        self._check_field(option, name.removeprefix("json."))
+
+  def _check_field(self, option, name):
+    """Refuses a field that none of the first records has in its json."""
+    known: set[str] = set()
+    for index in range(min(len(self), _LOOKED_AT)):
+      known.update(self.fields(index))
+    if name not in known:
+      raise SourceError(
+        f"{option}=json.{name}: none of the first records of {self.pattern} has"
+        f" that in its json; they have {', '.join(sorted(known))}."
+        f"{did_you_mean(name, known)}"
+      )
 
   def _members(self, index) -> tuple[int, np.ndarray]:
     """The shard of a record, and its members."""

@@ -53,7 +53,9 @@ def _train(options):
   pieces = train_sentencepiece(
     texts_of(options.source), options.output, options.vocab_size
   )
-  print(f"{pieces:,} pieces", file=sys.stderr)
+  fewer = ", which is all that these captions give"
+  note = fewer if pieces < options.vocab_size else ""
+  print(f"{pieces:,} pieces{note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable
@@ -166,9 +167,16 @@ def train_sentencepiece(
   import sentencepiece
 
   model, path = io.BytesIO(), pathlib.Path(path)
+  captions = iter(captions)
+  first = next(captions, None)
+  if first is None:
+    raise ConfigError(
+      "there is no caption to learn pieces from; look at the first records of"
+      " the source, and name the field of the caption, such as ?text=NAME."
+    )
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(captions),
+      sentence_iterator=itertools.chain([first], captions),
       model_writer=model,
       vocab_size=vocab_size,
       model_type=model_type,

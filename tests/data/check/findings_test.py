@@ -12,6 +12,7 @@ from aced.data.check.findings import QUANTILES, quantiles
 from aced.data.check.needs import Settings
 from aced.data.tokenizers import Tokenizer
 from tests.data.check.tools import EVIL, SMALL, encode, look, scene
+from tests.data.sources.tar_test import archive, pairs
 
 
 def test_counts_causes(messy):
@@ -165,3 +166,17 @@ def test_real_photographs(shared_data):
   assert report.pictures.formats == {"JPEG": 660}
   assert report.pictures.shorter_side["min"] == 96
   assert (report.duplicates.alike, report.pictures.flat) == (0, 0)
+
+
+def test_one_caption_for_all_is_not_fit(write):
+  pictures = [(encode(scene(k)), "the same") for k in range(6)]
+  report = look(write(pictures))
+  assert not report.fit
+  assert "100.0% of the records have one and the same" in report.reasons[0]
+
+
+def test_damaged_shards_are_told(tmp_path):
+  path = tmp_path / "x.tar"
+  path.write_bytes(archive(pairs(40))[:60_100])
+  report = look(f"webdataset:{path}")
+  assert any(f"{path}: it" in warning for warning in report.warnings)
