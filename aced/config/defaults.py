@@ -96,7 +96,7 @@ def _input() -> ConfigDict:
   config.tokenizer = "bytes"
   config.text_length = 64
   # Whether JPEGs may be decoded at a fraction of their size, no smaller than
-  # what is wanted: faster, and fine detail is another by a level or two.
+  # what is wanted: faster, and fine detail differs by a level or two of 255.
   config.shrink = True
   config.num_threads = 2  # That read, where no processes do.
   config.num_workers = 0  # Processes; 0 reads in threads of this one.

@@ -1,4 +1,5 @@
 import dataclasses
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -55,6 +56,38 @@ def test_resize_is_that_of_tensorflow_and_jax(method, shape):
   # bits: at most 2 levels away, and half of one on average.
   assert np.abs(error).max() <= 2.5
   assert np.abs(error).mean() <= 0.5
+
+
+def test_noise_is_resized_as_well_on_average():
+  # Nothing is harder: every weight that is rounded shows.
+  noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+  for method, name in (("bilinear", "linear"), ("bicubic", "cubic")):
+    want = np.asarray(
+      jax.image.resize(noise.astype(np.float32), (256, 256, 3), name)
+    ).clip(0, 255)
+    error = resize(noise, 256, method) - want
+    # Weights of six bits: of values spread over 255 levels, an error of
+    # 255 / 128 at most for each of a few weights.
+    assert np.abs(error).mean() <= 1.0
+    assert np.abs(error).max() <= 20
+
+
+def test_what_is_set_up_for_a_size_is_used_for_no_other():
+  images = [textured(400 + 37 * k, 500 + 11 * k, k) for k in range(4)]
+
+  def alone(image, size):
+    transforms._shrink._graphs.clear()
+    return resize(image, size)
+
+  want = [alone(image, 160 + 3 * k) for k, image in enumerate(images)]
+
+  def again(_):
+    return [resize(image, 160 + 3 * k) for k, image in enumerate(images)]
+
+  with futures.ThreadPoolExecutor(4) as pool:
+    for found in pool.map(again, range(12)):
+      for got, expected in zip(found, want, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_a_box_is_that_part_of_the_picture():
