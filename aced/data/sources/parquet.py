@@ -4,6 +4,7 @@ import collections
 import threading
 
 import numpy as np
+from absl import logging
 
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import storage
@@ -49,6 +50,14 @@ class Parquet(Source):
     if not len(self._ends) or not self._ends[-1]:
       raise SourceError(f"{pattern} holds no rows.")
     self._fields.check(self._file(0).schema_arrow.names, repr(self))
+    size = self._file(0).metadata.row_group(0).total_byte_size
+    if size > _LARGE_GROUP:
+      logging.warning(
+        "%r has row groups of %d MB, and in any order a record costs all of its"
+        " group; python -m aced.data convert writes it anew.",
+        self,
+        size // 2**20,
+      )
 
   def __len__(self):
     return int(self._ends[-1])
@@ -67,12 +76,6 @@ class Parquet(Source):
     """The file of a row, and which one it is."""
     number, group, row = self._find(index)
     return f"row {row} of row group {group} of {self._paths[number]}"
-
-  @property
-  def large_groups(self) -> bool:
-    """Whether reading in any order is slow: row groups are large."""
-    meta = self._file(0).metadata
-    return meta.row_group(0).total_byte_size > _LARGE_GROUP
 
   def _get(self, index, picture):
     number, group, row = self._find(index)

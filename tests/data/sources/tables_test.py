@@ -48,6 +48,14 @@ def test_parquet(table, monkeypatch):
   assert len(source._tables) <= 2
 
 
+def test_large_row_groups_are_told(table, monkeypatch, caplog):
+  open_source(f"parquet:{table}")
+  assert not caplog.text
+  monkeypatch.setattr(parquet, "_LARGE_GROUP", 500)
+  open_source(f"parquet:{table}")
+  assert "in any order a record costs all of its group" in caplog.text
+
+
 def test_few_parquet_files_are_open(table, tmp_path, monkeypatch):
   monkeypatch.setattr(parquet, "KEPT_FILES", 3)
   for k in range(9):
