@@ -8,6 +8,7 @@ from aced.config import did_you_mean
 from aced.data import faults as faults_lib
 from aced.data.records import Slice, Source, SourceError
 from aced.data.sources.fields import Fields
+from aced.data.specs import options_of
 
 # What opens a kind is imported when the kind is: some need extras.
 
@@ -222,15 +223,7 @@ def parse(spec: str) -> tuple[str, str, dict[str, str]]:
       f" kind:where?option=value, kind one of {', '.join(KINDS)}, or a path"
       f" that ends in .jsonl.{did_you_mean(kind, KINDS)}"
     )
-  options = {}
-  for item in filter(None, query.split("&")):
-    name, _, value = item.partition("=")
-    if not value or name in options:
-      raise SourceError(
-        f"source {spec!r}: {item!r} must be option=value, each option once."
-      )
-    options[name] = value
-  return kind, where, options
+  return kind, where, options_of(query, f"source {spec!r}", SourceError)
 
 
 def _options(opener: Callable[..., Source]) -> Mapping[str, type]:

@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 from aced.config import ConfigError, did_you_mean
+from aced.data.specs import options_of
 from aced.data.tokenizers.base import Bytes, Tokenizer
 from aced.data.tokenizers.clip import Clip
 from aced.data.tokenizers.hf import HuggingFace
@@ -80,15 +81,7 @@ def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
     raise ConfigError(
       f"tokenizer {spec!r}: {kind} has no path; write {kind!r} alone."
     )
-  options = {}
-  for item in filter(None, query.split("&")):
-    name, _, value = item.partition("=")
-    if not value or name in options:
-      raise ConfigError(
-        f"tokenizer {spec!r}: {item!r} must be option=value, each option once."
-      )
-    options[name] = value
-  return kind, path, options
+  return kind, path, options_of(query, f"tokenizer {spec!r}")
 
 
 def _options(make: type[Tokenizer]) -> dict[str, Any]:
