@@ -1,4 +1,4 @@
-"""The options in short texts that name things: `kind:where?option=value&...`."""
+"""The options of short texts that name things: `kind:where?option=value`."""
 
 from aced.config import ConfigError
 
