@@ -184,8 +184,11 @@ def test_trains_a_model_that_fits_its_captions(tmp_path):
   assert [p.name for p in again.parent.iterdir()] == ["again.model"]
 
 
-def test_training_refuses_sizes(tmp_path):
-  for captions, size in ((["a few words"] * 9, 5), ([], 50)):
-    with pytest.raises(ConfigError, match=f"vocab_size={size} does not fit"):
-      train_sentencepiece(captions, tmp_path / "x", size)
+def test_training_refuses_what_it_cannot_learn(tmp_path):
+  for captions, message in (
+    (["a few words"] * 9, "vocab_size=5 does not fit"),
+    ([], "there is no caption to learn pieces from"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      train_sentencepiece(captions, tmp_path / "x", 5)
   assert not (tmp_path / "x").exists()
