@@ -359,17 +359,20 @@ def _serve(loader: Loader, pipe: Any, name: str, layout: Any) -> None:
 
 def _packed(error: Exception) -> tuple[bytes, str]:
   """An exception as it can be sent, and its traceback."""
+  # What is pickled goes from a process of this run to its parent, as all that
+  # multiprocessing sends; no data set has a part in it.
+  text = traceback.format_exc()
   try:
     content = pickle.dumps(error)
     pickle.loads(content)  # Not all that can be written can be read.
-  except Exception:
-    content = b""
-  return content, traceback.format_exc()
+  except Exception:  # Of any type: it is the exception's own code that runs.
+    content = pickle.dumps(WorkerError(f"{type(error).__name__}: {error}"))
+  return content, text
 
 
 def _unpacked(reply) -> Exception:
   content, text = reply
-  error = pickle.loads(content) if content else WorkerError("reading failed")
+  error = pickle.loads(content)
   error.add_note(f"In a process that reads:\n{text}")
   return error
 

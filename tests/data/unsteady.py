@@ -59,6 +59,20 @@ class Unsteady(Source):
     return True
 
 
+class Unsendable(Exception):
+  """An error that can be pickled, and not be made again from that."""
+
+  def __init__(self, one, two):
+    super().__init__(f"{one} and {two}")
+
+
+class Failing(Unsteady):
+  """A source whose records fail in a way of its own."""
+
+  def __getitem__(self, index):
+    raise Unsendable("this", "that")
+
+
 class UnsteadyTokens:
   """A tokenizer that ends its process at one text."""
 

@@ -15,7 +15,7 @@ from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
 from aced.data.transforms import Transform
 from aced.data.workers import WorkerError
-from tests.data.unsteady import SlowToOpen, Unsteady, UnsteadyTokens
+from tests.data.unsteady import Failing, SlowToOpen, Unsteady, UnsteadyTokens
 
 TOKENIZER = load_tokenizer("bytes", 12)
 TRANSFORM = Transform(8, crop_scale=(0.5, 1.0), flip=True)
@@ -166,6 +166,12 @@ def test_threads_name_what_hangs(caplog):
 def test_failures_of_the_disk_are_raised_with_their_traceback():
   with pytest.raises(OSError, match="disk is gone") as error:
     read(Unsteady(20, fails=(4,)))
+  assert "__getitem__" in error.value.__notes__[0]
+
+
+def test_an_error_that_cannot_be_sent_is_told_all_the_same():
+  with pytest.raises(WorkerError, match="Unsendable: this and that") as error:
+    read(Failing(20))
   assert "__getitem__" in error.value.__notes__[0]
 
 

@@ -6,6 +6,7 @@ What else JSON can express stands as JSON in the feature `EXTRA`.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,23 @@ def encode(record: Record) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
+def features_of(data: bytes) -> Mapping[str, Any]:
+  """Returns the features of a serialised `tf.train.Example`, by name.
+
+  Raises:
+    BadRecord: it is not one.
+  """
+  from google.protobuf.message import DecodeError
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    return tf_example_pb2.Example.FromString(data).features.feature
+  except DecodeError as error:
+    raise BadRecord(
+      "damaged_record", f"{len(data)} bytes are no tf.train.Example: {error}"
+    ) from error
+
+
 def decode(data: bytes) -> dict[str, Any]:
   """Returns the fields of a serialised `tf.train.Example`.
 
@@ -50,17 +68,8 @@ def decode(data: bytes) -> dict[str, Any]:
   Raises:
     BadRecord: it is not one.
   """
-  from google.protobuf.message import DecodeError
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  try:
-    example = tf_example_pb2.Example.FromString(data)
-  except DecodeError as error:
-    raise BadRecord(
-      "damaged_record", f"{len(data)} bytes are no tf.train.Example: {error}"
-    ) from error
   fields = {}
-  for name, feature in example.features.feature.items():
+  for name, feature in features_of(data).items():
     kind = feature.WhichOneof("kind")
     values = list(getattr(feature, kind).value) if kind else []
     if kind == "bytes_list" and name != "image":

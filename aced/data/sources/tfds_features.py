@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aced.data.records import BadRecord
+from aced.data.sources import examples
 
 
 class Leaf(NamedTuple):
@@ -57,16 +58,7 @@ def parse(
   Raises:
     BadRecord: it is no such message, or its features are others.
   """
-  from google.protobuf.message import DecodeError
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  try:
-    example = tf_example_pb2.Example.FromString(data)
-  except DecodeError as error:
-    raise BadRecord(
-      "damaged_record", f"{len(data)} bytes are no tf.train.Example: {error}"
-    ) from error
-  stored, record = example.features.feature, {}
+  stored, record = examples.features_of(data), {}
   for name, leaf in features.items():
     left_out = leaf.kind in ("picture", "encoded") and name != image
     kind = stored[name].WhichOneof("kind") if name in stored else None
