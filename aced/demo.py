@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 from aced import config as config_lib
 from aced.data.sources import open_source
 from aced.data.tokenizers import train_sentencepiece
+from aced.files import write_json
 from aced.train import train
 from aced.training.blueprint import step_costs
 from aced.training.tracker import METRICS_FILE, read_jsonl
 from aced.training.watch import Diverged
-from aced.training.workdir import write_json
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 

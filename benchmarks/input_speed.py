@@ -211,7 +211,7 @@ def _print_closeness(args, folder, shared):
     spec = shared | {"kind": "tensorflow_resize", "records": count}
     spec |= {"resize": kernel, "antialias": True, "output": str(output)}
     _start(spec, args.tensorflow)
-    exact = np.clip(np.load(output), 0, 255)
+    exact = np.clip(np.load(output, allow_pickle=False), 0, 255)
     for label, images in _ours(args, folder, kernel, count).items():
       away = np.abs(images - np.rint(exact))
       truncated = np.abs(

@@ -27,6 +27,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    "--faults", action="store_true", help="the long form of tests/faults"
+  )
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
   """The root of the checkout."""

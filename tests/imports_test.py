@@ -13,7 +13,7 @@ LAYERS = [
   {"training", "evaluation", "bv"},
   {"data", "curation", "objectives", "models", "presets"},
   {"config"},
-  {"embeddings", "meshes"},
+  {"embeddings", "files", "meshes"},
 ]
 # `config` checks names against what curation and objectives offer.
 EXCEPTIONS = {("config", "curation"), ("config", "objectives")}

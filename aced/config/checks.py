@@ -38,7 +38,8 @@ def check_ranges(config) -> None:
   not_negative |= {"optimizer.weight_decay", "optimizer.clip"}
   not_negative |= {"scoring.microbatch", "input.num_workers"}
   not_negative |= {"scoring.patch_size", "scoring.resolution"}
-  not_negative |= {"accumulation.microbatch"}
+  not_negative |= {"accumulation.microbatch", "checkpoint.patience_seconds"}
+  not_negative |= {f"guards.{key}" for key in config.guards}
   positive |= {"input.stall_seconds", "input.num_threads"}
   for name in config.frozen:
     not_negative |= {f"frozen.{name}.image_size", f"frozen.{name}.text_length"}

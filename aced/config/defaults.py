@@ -59,8 +59,12 @@ def default() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.update(durations("every", percent=True))
   config.checkpoint.keep_last = 1
+  # Those of steps that are multiples of this stay for good; none by default.
+  config.checkpoint.update(durations("keep_every", percent=True))
   # The evaluation metric, larger is better, whose best step is kept as well.
   config.checkpoint.best = ""
+  # How long the last one is tried again where it cannot be saved.
+  config.checkpoint.patience_seconds = 600.0
 
   # name -> evaluator: {"type": "zero_shot" or "retrieval", "source": ...}.
   config.evals = ConfigDict()
@@ -72,6 +76,7 @@ def default() -> ConfigDict:
   config.log.trackers = ()  # Beside JSON lines: "tensorboard", "wandb".
   config.log.progress = True  # The progress bar.
   config.log.report = True  # The start-up report.
+  config.guards = _guards()
   return lock(config)
 
 
@@ -146,6 +151,25 @@ def _scoring() -> ConfigDict:
   config.cotrain = 0.5
   # Whether the reference is scored so too; it should have been trained so.
   config.reference = False
+  return config
+
+
+def _guards() -> ConfigDict:
+  """When a run stops, and when it warns; none changes what is learnt."""
+  config = ConfigDict()
+  # Steps in a row whose loss or gradient is not finite, which change nothing;
+  # one more ends the run.
+  config.skip_limit = 10
+  # Alarms; 0 turns one off. A loss so many times the median of those before.
+  config.loss_spike = 3.0
+  # An effective sample size of a draw (candidates) that stays below this.
+  config.least_candidates = 1.5
+  # The same records chosen again and again, judged over so many epochs.
+  config.repeat_epochs = 8
+  # Stacks of all threads are dumped where a step takes so many times the
+  # median of those before, and at least so long.
+  config.stall_factor = 10.0
+  config.stall_seconds = 30.0
   return config
 
 

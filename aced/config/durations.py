@@ -20,7 +20,7 @@ def steps(
   """Reads a duration in steps, whatever unit it was given in.
 
   Args:
-    prefix: "total", "warmup" or "every".
+    prefix: "total", "warmup", "every" or "keep_every".
     config: holds at most one set key `{prefix}_{steps,examples,...}`.
     batch_size: `b`, examples trained on in a step.
     data_size: examples in an epoch.
@@ -51,4 +51,4 @@ def steps(
   number = round(value * per_step)
   if value < 0 or (value > 0 and number == 0 and prefix == "total"):
     raise ConfigError(f"{key}={value} is {value * per_step:g} steps; raise it.")
-  return max(number, 1) if prefix == "every" else number
+  return max(number, 1) if prefix.endswith("every") else number

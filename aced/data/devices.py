@@ -17,7 +17,9 @@ from aced.data.decoding import decode
 from aced.data.records import CAUSE_NAMES, BadRecord, captions
 from aced.embeddings import Embeddings
 
-DEVICE_KEYS = ("image", "labels", "_mask", "fault")
+DEVICE_KEYS = ("image", "labels", "_mask", "index", "error", "fault")
+# What stays on the host as well, to name records by.
+HOST_KEYS = ("index", "error")
 
 # Name of a frozen model -> temperature and bias of its cached embeddings.
 Scales = Mapping[str, tuple[float, float]]
@@ -26,7 +28,7 @@ Info = dict[str, np.ndarray]
 
 
 class DeviceBatches:
-  """Iterates over `(batch on the devices, rest of it on the host)`.
+  """Iterates over `(batch on the devices, what names its records)`.
 
   A thread takes batches from the host iterator and starts their transfer, so
   that both go on while the devices compute. Close it, or use it as a context
@@ -139,8 +141,8 @@ def to_devices(
 
   Returns:
     An iterator of pairs: the columns `DEVICE_KEYS` as global arrays, with
-    `Embeddings` by name under "cached"; and the others (`index`, `error`) as
-    they are. What the iterator raises, it raises.
+    `Embeddings` by name under "cached"; and the columns `HOST_KEYS` of this
+    process, as they are. What the iterator raises, it raises.
   """
   return DeviceBatches(iterator, sharding_for, depth, scales)
 
@@ -176,7 +178,7 @@ def _place(sharding_for, scales: Scales, batch):
     for key in (*DEVICE_KEYS, *of_models)
     if key in batch
   }
-  rest = {k: v for k, v in batch.items() if k not in placed}
+  rest = {k: batch[k] for k in HOST_KEYS if k in batch}
   cached = {
     name: Embeddings(
       *(placed.pop(f"cached/{name}/{z}") for z in ("zimg", "ztxt")),
@@ -190,7 +192,8 @@ def _place(sharding_for, scales: Scales, batch):
 class BadRecords:
   """Counts the records that could not be used, by cause.
 
-  The first of each cause is logged in one line, with its index and source.
+  The first of each cause that this process reads is logged in one line, with
+  its index and source. Those of all processes are counted, by the steps.
 
   Args:
     source: the records come from.
@@ -202,14 +205,25 @@ class BadRecords:
   def __init__(self, source: Any = None):
     self.counts: collections.Counter[str] = collections.Counter()
     self._source = source
+    self._named: set[str] = set()
 
   @property
   def total(self) -> int:
     """Records that could not be used, of any cause."""
     return self.counts.total()
 
-  def update(self, info: Mapping[str, np.ndarray], source: Any = None) -> None:
-    """Counts the records of a batch.
+  def count(self, errors: np.ndarray) -> None:
+    """Counts the records of a step.
+
+    Args:
+      errors: `(causes,)` records of each code of a cause, of all processes.
+    """
+    for code, number in enumerate(errors.astype(int).tolist()):
+      if code and number:
+        self.counts[CAUSE_NAMES[code]] += number
+
+  def name(self, info: Mapping[str, np.ndarray], source: Any = None) -> None:
+    """Logs the first record of each cause.
 
     Args:
       info: holds `error` and `index`, `(n,)` integers each.
@@ -218,7 +232,8 @@ class BadRecords:
     source = self._source if source is None else source
     for row in np.flatnonzero(info["error"]):
       cause = CAUSE_NAMES[int(info["error"][row])]
-      if cause not in self.counts:
+      if cause not in self._named:
+        self._named.add(cause)
         index = int(info["index"][row])
         logging.warning(
           "record %d of %r is masked, %s; more of this cause are counted, not"
@@ -227,7 +242,6 @@ class BadRecords:
           source,
           _explain(source, index, cause),
         )
-      self.counts[cause] += 1
 
   def metrics(self) -> dict[str, float]:
     """The counts, as metrics of a run."""

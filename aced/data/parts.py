@@ -83,7 +83,7 @@ class Plan:
   def __init__(
     self,
     size: int,
-    rows: range,
+    rows: Sequence[int],
     *,
     batch_size: int,
     part_rows: int,

@@ -86,8 +86,7 @@ def superbatches(
   seed: int,
   num_steps: int,
   start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
   num_threads: int = 2,
   num_workers: int = 0,
   prefetch: int = 2,
@@ -107,8 +106,7 @@ def superbatches(
     seed: of order, augmentation and choice among captions; 0 or above.
     num_steps: how many are read: what is left of the run.
     start_step: the first that is read.
-    process_index: which share of every batch this is.
-    process_count: shares of every batch.
+    rows: of every batch, that this process reads; None is all of them.
     num_threads: that read, where no processes do.
     num_workers: processes that read; 0 is threads of this one.
     prefetch: batches read ahead.
@@ -123,7 +121,7 @@ def superbatches(
     Dicts of `image` `(n, h, w, 3)` uint8, `labels` `(n, l)` int32, `_mask`
     `(n,)` bool, `index` `(n,)` int32, `error` `(n,)` int8 (a code of
     `records.CAUSES`) and, where the source knows it, `fault` `(n,)` int8 (-1
-    is unknown); `n = B / process_count`. With caches, `cached/NAME/zimg` and
+    is unknown); `n = len(rows)`. With caches, `cached/NAME/zimg` and
     `cached/NAME/ztxt`, `(n, d)` bfloat16. A record that cannot be used has a
     black picture, no text, and `_mask` False.
 
@@ -157,7 +155,11 @@ def superbatches(
     image_views=image_views,
     label_views=label_views,
   )
-  rows = _local_rows(batch_size, process_index, process_count)
+  rows = range(batch_size) if rows is None else rows
+  if not len(rows) or min(rows) < 0 or max(rows) >= batch_size:
+    raise ConfigError(
+      f"rows={rows!r} must be some of the {batch_size} rows of a batch."
+    )
   plan = Plan(
     len(source),
     rows,

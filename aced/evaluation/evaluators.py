@@ -276,14 +276,34 @@ def build(
 
 
 def run_all(
-  evaluators: Iterable[Evaluator], embed_image: Embed, embed_text: Embed
+  evaluators: Iterable[Evaluator],
+  embed_image: Embed,
+  embed_text: Embed,
+  failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, float]:
-  """Runs evaluators in turn; returns `{"name/metric": value}`."""
-  return {
-    f"{evaluator.name}/{metric}": value
-    for evaluator in evaluators
-    for metric, value in evaluator.run(embed_image, embed_text).items()
-  }
+  """Runs evaluators in turn.
+
+  Args:
+    evaluators: to run.
+    embed_image: as `Evaluator.run` takes it.
+    embed_text: as well.
+    failed: told the name of an evaluator that raised, and what; the others are
+      run nevertheless. None: what it raises, this raises.
+
+  Returns:
+    `{"name/metric": value}`, and `{"name/failed": 1.0}` of one that failed.
+  """
+  found = {}
+  for evaluator in evaluators:
+    try:
+      metrics = evaluator.run(embed_image, embed_text)
+    except Exception as error:
+      if failed is None:
+        raise
+      failed(evaluator.name, error)
+      metrics = {"failed": 1.0}
+    found |= {f"{evaluator.name}/{k}": v for k, v in metrics.items()}
+  return found
 
 
 def _field(source, field, types, user, limit=None):

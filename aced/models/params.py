@@ -18,8 +18,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from aced import files
+
 PREFIXES = ("params/", "opt/target/")
 CHECKPOINTS = "checkpoints"
+SCORES = "scores.json"  # Beside the checkpoints: what they are kept by.
 SHOWN = 20  # Names listed of each kind of difference.
 
 
@@ -127,33 +130,34 @@ def load_checkpoint(where: str) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: no run, or no such checkpoint, is there.
+    ParamsError: the checkpoint is damaged.
   """
   import orbax.checkpoint as ocp
 
   folder, step = find_checkpoint(where)
-  with ocp.CheckpointManager(
-    folder,
-    item_handlers={
-      "state": ocp.PyTreeCheckpointHandler(),
-      "metadata": ocp.JsonCheckpointHandler(),
-    },
-    options=ocp.CheckpointManagerOptions(create=False),
-  ) as manager:
-    tree = manager.item_metadata(step)["state"].tree
-    wanted = {"params": tree["params"]}
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(
-          item=wanted,
-          restore_args=jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-          ),
-          partial_restore=True,
-        )
-      ),
-    )["state"]
-  params = restored["params"]
+  found = files.damage(folder / str(step))
+  if found:
+    others = [k for k in saved_steps(folder) if k != step]
+    raise ParamsError(
+      f"the checkpoint of step {step} in {folder} is damaged: {found}. Name"
+      f" another one, as WORKDIR@STEP; there are"
+      f" {', '.join(map(str, others)) or 'no others'}."
+    )
+  path = folder / str(step)
+  handler = ocp.CompositeCheckpointHandler(
+    state=ocp.PyTreeCheckpointHandler(), metadata=ocp.JsonCheckpointHandler()
+  )
+  with ocp.Checkpointer(handler) as checkpointer:
+    saved = checkpointer.metadata(path).item_metadata["state"]
+    wanted = {"params": saved["params"]}
+    as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+    )
+    state = ocp.args.PyTreeRestore(
+      item=wanted, restore_args=as_numpy, partial_restore=True
+    )
+    restored = checkpointer.restore(path, ocp.args.Composite(state=state))
+  params = restored["state"]["params"]
   # Linear maps of feature distillation belong to the loss, not to the model.
   return {k: v for k, v in params.items() if k != "projections"}
 
@@ -164,18 +168,16 @@ def find_checkpoint(where: str) -> tuple[pathlib.Path, int]:
   is_folder = "@" not in where or pathlib.Path(where).is_dir()
   workdir, wanted = (where, "") if is_folder else where.rsplit("@", 1)
   folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
-  steps = (
-    sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-    if folder.is_dir()
-    else []
-  )
+  steps = saved_steps(folder)
   if not steps:
+    begun = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    cut = f"; {', '.join(map(str, begun))} were never finished" if begun else ""
     raise FileNotFoundError(
       f"no weights at {where!r}: expected an .npz file, or the workdir of a"
-      f" run with checkpoints in {folder}."
+      f" run with checkpoints in {folder}{cut}."
     )
   if wanted == "best":
-    return folder, _best(folder, steps)
+    return folder, best_step(folder, steps)
   step = int(wanted) if wanted.isdigit() else None
   if wanted and step not in steps:
     raise FileNotFoundError(
@@ -185,20 +187,46 @@ def find_checkpoint(where: str) -> tuple[pathlib.Path, int]:
   return folder, step if wanted else steps[-1]
 
 
-def _best(folder, steps):
-  """The step whose metric, written beside it, is highest."""
-  values = {}
-  for step in steps:
-    path = folder / str(step) / "metadata" / "metadata"
-    metrics = json.loads(path.read_text())["metrics"] if path.exists() else {}
-    if metrics:
-      values[step] = max(metrics.values())
-  if not values:
+def saved_steps(folder: pathlib.Path) -> list[int]:
+  """The steps in a folder of checkpoints that were saved to the end."""
+  if not folder.is_dir():
+    return []
+  return sorted(
+    int(path.name)
+    for path in folder.iterdir()
+    if path.name.isdigit() and files.is_sealed(path)
+  )
+
+
+def read_scores(folder: pathlib.Path, metric: str = "") -> dict[int, float]:
+  """Step -> the metric that checkpoints are kept by; larger is better.
+
+  Args:
+    folder: of the checkpoints.
+    metric: which it has to be; "" is any.
+  """
+  path = folder / SCORES
+  if not path.exists():
+    return {}
+  found = json.loads(path.read_text("utf-8"))
+  if metric not in ("", found["metric"]):
+    return {}
+  return {int(step): float(value) for step, value in found["scores"].items()}
+
+
+def best_step(folder: pathlib.Path, steps: Sequence[int]) -> int:
+  """The step, of those given, with the highest metric.
+
+  Raises:
+    FileNotFoundError: none of them has one.
+  """
+  scores = {k: v for k, v in read_scores(folder).items() if k in steps}
+  if not scores:
     raise FileNotFoundError(
       f"no checkpoint in {folder} has a metric to be best by; set"
       " config.checkpoint.best in the run, or ask for a step."
     )
-  return max(values, key=values.get)
+  return max(scores, key=scores.get)
 
 
 def merge(

@@ -119,7 +119,11 @@ class Blueprint:
     scale = jax.ShapeDtypeStruct(
       (), jnp.float32, sharding=sharding.replicated(self.mesh)
     )
-    batch = {"_mask": shape(jnp.bool_, n)}
+    batch = {
+      "_mask": shape(jnp.bool_, n),
+      "index": shape(jnp.int32, n),
+      "error": shape(jnp.int8, n),
+    }
     for name in (STUDENT, *self.frozen_models):
       view = self.views[name]
       side = view.image_size

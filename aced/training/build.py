@@ -10,12 +10,11 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-import aced
 from aced import config as config_lib
 from aced import evaluation
 from aced.data import cache, devices, identity, pipeline, sources
 from aced.models import params as params_lib
-from aced.training import blueprint, sharding, state
+from aced.training import blueprint, sharding, state, versions
 from aced.training import views as views_lib
 from aced.training.input import Input, make_transform, open_input
 from aced.training.views import View
@@ -36,7 +35,8 @@ class Run(blueprint.Blueprint):
     caches: name -> the cached embeddings of a frozen model.
     identities: what a run must find again to go on, beyond what its config
       names.
-    every: steps between two events: "log", "eval" and "checkpoint".
+    every: steps between two events: "log", "eval", "checkpoint", and "keep",
+      checkpoints that stay; 0 is never.
   """
 
   input: Input
@@ -56,8 +56,7 @@ class Run(blueprint.Blueprint):
       seed=self.config.seed,
       start_step=start,
       num_steps=self.total_steps - start,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      rows=sharding.local_rows(self.mesh, self.recipe.super_batch),
       **self.input.reading,
       caches=self.caches,
       image_views={
@@ -99,7 +98,7 @@ class Run(blueprint.Blueprint):
       "step": step,
       "position": step * self.recipe.super_batch,
       "identities": dict(self.identities),
-      "version": aced.__version__,
+      "versions": versions.code(),
     }
 
   def init_state(self) -> state.TrainState:
@@ -173,19 +172,36 @@ def build(config: Mapping[str, Any]) -> Run:
       },
       **quotas,
     },
-    every={
-      section: config_lib.steps(
-        "every",
-        config[section],
-        batch_size=recipe.batch_size,
-        data_size=len(source),
-        total_steps=plan.total_steps,
-        default=default or plan.total_steps,
-        where=f"{section}.",
-      )
-      for section, default in EVERY.items()
-    },
+    every=intervals(config, recipe, len(source), plan.total_steps),
   )
+
+
+def intervals(
+  config: ConfigDict,
+  recipe: blueprint.Recipe,
+  data_size: int,
+  total_steps: int,
+) -> dict[str, int]:
+  """Steps between two events, as `Run.every` has them."""
+
+  def steps(prefix, section, default):
+    return config_lib.steps(
+      prefix,
+      config[section],
+      batch_size=recipe.batch_size,
+      data_size=data_size,
+      total_steps=total_steps,
+      default=default,
+      where=f"{section}.",
+    )
+
+  found = {
+    section: steps(
+      "every", section, total_steps if default is None else default
+    )
+    for section, default in EVERY.items()
+  }
+  return found | {"keep": steps("keep_every", "checkpoint", 0)}
 
 
 def open_caches(

@@ -1,110 +1,177 @@
 """Checkpoints: the state of a run and all that is needed to go on with it.
 
-`<workdir>/checkpoints/<step>/` holds `state` (arrays) and `metadata` (JSON:
-the resolved config, the data position, fingerprints of frozen models, the
-metrics at that step). Writing is asynchronous and atomic, by Orbax.
+`<workdir>/checkpoints/<step>/` holds `state` (arrays), `metadata` (JSON: the
+resolved config, the data position, fingerprints of frozen models) and
+`manifest.json`, by which a damaged one is known. Writing is asynchronous and
+atomic, by Orbax; nothing is removed before what takes its place is whole.
 """
 
 import json
 import pathlib
+import shutil
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from absl import logging
 
+from aced import files
 from aced.models import params as params_lib
+from aced.training import distributed
 from aced.training.state import TrainState
 
-FOLDER = "checkpoints"
+FOLDER = params_lib.CHECKPOINTS
+DAMAGED = "damaged-"  # In front of the name of what is set aside.
+# How long processes wait for each other to have written a checkpoint.
+_TIMEOUT_SECONDS = 600
+# Arrays of which a device would write less are written by one alone.
+_SLICE_BYTES = 2**22
+_PAUSE_SECONDS = 5.0  # Between two tries to save what must be saved.
 
 
 class CheckpointError(ValueError):
   """A checkpoint that does not fit the run that wants to restore it."""
 
 
+class NotSaved(OSError):
+  """A state that could not be saved, at the end of a run."""
+
+
 class Checkpoints:
   """The checkpoints of one run. A context manager; leaving it waits.
 
+  A checkpoint that cannot be saved is told of, and the run goes on: the next
+  one may be. One that is damaged is set aside, and the one before it is used.
+
   Args:
-    workdir: of the run.
+    workdir: of the run; several processes need one that all of them see.
     keep_last: how many of the newest to keep.
+    keep_every: steps whose multiples are kept for good; 0 for none.
     best: name of the metric, larger is better, whose best checkpoint is kept
       as well; "" for none.
+
+  Attributes:
+    saved: how many were saved whole.
+    failed: how many could not be.
+    seconds_held: how long saving has held the caller up, in all.
   """
 
   def __init__(
-    self, workdir: str | pathlib.Path, *, keep_last: int = 1, best: str = ""
+    self,
+    workdir: str | pathlib.Path,
+    *,
+    keep_last: int = 1,
+    keep_every: int = 0,
+    best: str = "",
   ):
     self.best = best
-
-    def value(metrics):
-      return (metrics or {}).get(best, float("-inf"))
-
-    policies = [preservation_policy.LatestN(max(keep_last, 1))]
-    if best:
-      policies.append(
-        preservation_policy.BestN(
-          get_metric_fn=value,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
-    self._manager = ocp.CheckpointManager(
-      pathlib.Path(workdir).resolve() / FOLDER,
-      item_handlers={
-        "state": ocp.StandardCheckpointHandler(),
-        "metadata": ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        # Without it Orbax does not write the metrics, and a run that goes on
-        # would forget which of its checkpoints was the best.
-        best_fn=value if best else None,
-      ),
-    )
+    self.saved = self.failed = 0
+    self.seconds_held = 0.0
+    self.folder = pathlib.Path(workdir).resolve() / FOLDER
+    self._keep_last, self._keep_every = max(keep_last, 1), keep_every
+    self._first = jax.process_index() == 0
+    self._saving: tuple[int, threading.Thread] | None = None
+    self._error: BaseException | None = None  # Of what is being saved.
+    self._why = ""  # Why the last one could not be.
+    self._checkpointer = self._make()
+    self._latest = distributed.from_first(self._open() if self._first else None)
 
   def __enter__(self) -> "Checkpoints":
     return self
 
   def __exit__(self, *exc) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+    self.wait()
+    self._checkpointer.close()
 
   def latest(self) -> int | None:
     """The newest step that was saved whole, or None."""
-    return self._manager.latest_step()
+    self._settle()
+    return self._latest
 
-  def save(
-    self,
-    state: TrainState,
-    metadata: Mapping[str, Any],
-    metrics: Mapping[str, float] | None = None,
-  ) -> None:
-    """Starts to save; returns once the arrays have been copied."""
+  def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
+    """Starts to save; returns once the arrays have been copied.
+
+    Where that fails, now or later, a warning is logged and the run goes on.
+
+    Args:
+      state: on the devices.
+      metadata: what JSON can hold.
+    """
     step = int(state.step)
-    if step == self.latest():
+    began = time.perf_counter()
+    self.wait()
+    if step == self._latest:
       return
-    has_best = self.best and metrics and self.best in metrics
-    best = {self.best: float(metrics[self.best])} if has_best else None
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        metadata=ocp.args.JsonSave(
-          json.loads(json.dumps({**metadata, "metrics": best or {}}))
+    try:
+      self._checkpointer.save(
+        self.folder / str(step),
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state),
+          metadata=ocp.args.JsonSave(json.loads(json.dumps(metadata))),
         ),
-      ),
-      metrics=best,
+        # What is there was not finished, or had been set aside.
+        force=True,
+      )
+    except Exception as error:
+      # Of any type: Orbax and TensorStore have many for a disk that is full.
+      self._failed(step, error)
+      return
+    thread = threading.Thread(
+      target=self._finish, args=(step,), name="finishes a checkpoint"
     )
+    self._saving = (step, thread)
+    thread.start()
+    self.seconds_held += time.perf_counter() - began
+
+  def save_now(
+    self, state: TrainState, metadata: Mapping[str, Any], seconds: float
+  ) -> None:
+    """Saves, and returns when it is on disk; tries again for so long.
+
+    Raises:
+      NotSaved: it could not be saved in that time.
+    """
+    step = int(state.step)
+    began, tries = time.monotonic(), 0
+    while True:
+      self.save(state, metadata)
+      self.wait()
+      if self._latest == step:
+        return
+      tries += 1
+      left = seconds - (time.monotonic() - began)
+      if not distributed.from_first(left > 0):
+        raise NotSaved(
+          f"step {step} could not be saved in {self.folder}, in {tries} tries"
+          f" over {seconds:g} s ({self._why}); of those before,"
+          f" {_kept(self._latest)}. Make room or give permission, and the same"
+          " command goes on from there."
+        )
+      time.sleep(max(0.0, min(_PAUSE_SECONDS, left)))
+
+  def keep_all(self) -> None:
+    """Removes nothing from now on."""
+    self._keep_last = sys.maxsize
+
+  def score(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Notes the metrics of a step, for keeping the best."""
+    if not self.best or self.best not in metrics or not self._first:
+      return
+    scores = self._scores() | {step: float(metrics[self.best])}
+    path = self.folder / params_lib.SCORES
+    try:
+      files.write_json(path, {"metric": self.best, "scores": scores})
+    except OSError as error:
+      logging.warning("%s cannot be written: %s", path, error)
 
   def metadata(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays."""
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    )
-    return restored["metadata"]
+    path = self.folder / str(step) / "metadata" / "metadata"
+    return json.loads(path.read_text("utf-8"))
 
   def restore(
     self,
@@ -130,21 +197,143 @@ class Checkpoints:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       like,
     )
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+    restored = self._checkpointer.restore(
+      self.folder / str(step),
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          target,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        )
+      ),
     )
     return restored["state"]
 
   def wait(self) -> None:
-    """Returns when everything that was saved is on disk."""
-    self._manager.wait_until_finished()
+    """Returns when what was being saved is on disk, or has failed."""
+    if self._saving is not None:
+      self._saving[1].join()
+    self._settle()
+
+  def summary(self, step_seconds: float | None) -> str:
+    """One line on what was saved, and how long that held the run up."""
+    text = f"checkpoints: {self.saved} saved"
+    if self.saved:
+      each = self.seconds_held / self.saved
+      text += f", each held the run up for {each:.3f} s"
+      if step_seconds:
+        text += f" ({each / step_seconds:.2f} of a step)"
+    return text + (f"; {self.failed} could not be saved" * bool(self.failed))
+
+  def _make(self):
+    # Barriers have names, which are not used again after a failure.
+    return ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(type_handler_registry=_handlers()),
+        metadata=ocp.JsonCheckpointHandler(),
+      ),
+      async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_SECONDS),
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+        barrier_sync_key_prefix=f"try{self.failed}"
+      ),
+    )
+
+  def _open(self) -> int | None:
+    """Sets aside what is damaged; returns the newest step that is whole."""
+    if not self.folder.is_dir():
+      return None
+    for part in self.folder.glob("*orbax-checkpoint-tmp*"):
+      shutil.rmtree(part, ignore_errors=True)  # A save that was killed.
+    steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+    for step in sorted(steps, reverse=True):
+      path = self.folder / str(step)
+      found = files.damage(path)
+      if found is None:
+        return step
+      aside = path.with_name(f"{DAMAGED}{step}")
+      logging.warning(
+        "the checkpoint of step %d is passed over: %s. It is set aside as %s.",
+        step,
+        found,
+        aside,
+      )
+      shutil.rmtree(aside, ignore_errors=True)
+      path.rename(aside)
+    return None
+
+  def _finish(self, step):
+    """Waits for a save, seals it, and removes what need not be kept."""
+    try:
+      self._checkpointer.wait_until_finished()
+      if self._first:
+        files.seal(self.folder / str(step))
+    except BaseException as error:  # It is told of in the main thread.
+      self._error = error
+      return
+    if self._first:
+      self._remove_old(step)
+
+  def _settle(self):
+    """Takes note of a save that has come to an end."""
+    if self._saving is None or self._saving[1].is_alive():
+      return
+    step, self._saving = self._saving[0], None
+    error, self._error = self._error, None
+    if error is not None:
+      self._failed(step, error)
+    else:
+      self._latest = step
+      self.saved += 1
+
+  def _failed(self, step, error):
+    self.failed += 1
+    self._why = f"{type(error).__name__}: {_first_line(error)}"
+    logging.warning(
+      "step %d could not be saved in %s (%s); of the checkpoints before, %s.",
+      step,
+      self.folder,
+      self._why,
+      _kept(self._latest),
+    )
+    # What was written takes room that the next one needs.
+    if self._first:
+      for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(part, ignore_errors=True)
+      if not files.is_sealed(self.folder / str(step)):
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+    self._checkpointer = self._make()
+
+  def _scores(self):
+    """Step -> the metric that checkpoints are kept by."""
+    try:
+      return params_lib.read_scores(self.folder, self.best)
+    except (OSError, ValueError, KeyError) as error:
+      path = self.folder / params_lib.SCORES
+      logging.warning("%s cannot be read and begins anew: %s", path, error)
+      return {}
+
+  def _remove_old(self, newest):
+    """Removes the checkpoints that no rule keeps."""
+    steps = params_lib.saved_steps(self.folder)
+    kept = {newest, *steps[-self._keep_last :]}
+    if self._keep_every:
+      kept |= {step for step in steps if step % self._keep_every == 0}
+    if self.best:
+      scores = self._scores()
+      scored = [step for step in steps if step in scores]
+      kept |= {max(scored, key=scores.get)} if scored else set()
+    for step in steps:
+      if step not in kept:
+        try:
+          files.remove(self.folder / str(step))
+        except OSError as error:
+          logging.warning("checkpoint %d cannot be removed: %s", step, error)
 
   def _check(self, step, like):
-    saved = self._manager.item_metadata(step)["state"].tree
-    problems = params_lib.compare(_shapes(saved), _shapes(like))
+    saved = self._checkpointer.metadata(self.folder / str(step)).item_metadata
+    problems = params_lib.compare(_shapes(saved["state"]), _shapes(like))
     if problems:
       raise CheckpointError(
-        f"the checkpoint at step {step} in {self._manager.directory} does not"
+        f"the checkpoint at step {step} in {self.folder} does not"
         f" fit this config:\n{problems}\nUse the config it was trained with, or"
         " another workdir."
       )
@@ -155,9 +344,33 @@ class Checkpoints:
       if saved.get(name) != identities.get(name):
         raise CheckpointError(
           f"{name} is now {identities.get(name)}, and the checkpoint at step"
-          f" {step} in {self._manager.directory} was trained with"
+          f" {step} in {self.folder} was trained with"
           f" {saved.get(name)}; give it what it had, or choose another workdir."
         )
+
+
+def _handlers():
+  """How Orbax writes arrays: copies of small ones are not split to share work.
+
+  It would compile a slice for each shape, and take longer than writing them.
+  """
+  handlers = ocp.type_handlers
+  return handlers.create_type_handler_registry(
+    (
+      jax.Array,
+      handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICE_BYTES),
+    )
+  )
+
+
+def _first_line(error) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[0][:300] if lines else ""
+
+
+def _kept(step: int | None) -> str:
+  """What is left to go on from, for messages."""
+  return f"step {step} is kept" if step else "there is none yet"
 
 
 def _shapes(tree):

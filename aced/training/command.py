@@ -1,5 +1,11 @@
-"""Commands: flags are read, and wrong input ends in a line, not in a trace."""
+"""Commands: flags are read, processes join, and errors end in a line.
 
+Exit codes, which launchers go by: 0 is done; 75, stopped and saved, or another
+host was lost: the same command goes on; 130, interrupted from the keyboard;
+1 and 2, wrong input or a run that diverged: another try would not help.
+"""
+
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -7,6 +13,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from aced.training import distributed
+from aced.training.preemption import (
+  EXIT_INTERRUPTED,
+  Preempted,
+)
+from aced.training.rollcall.call import RollCall
 from aced.training.watch import Diverged
 
 # What is wrong with the input, or with what it leads to; all say what to do.
@@ -19,13 +31,29 @@ ERRORS = (
 )
 
 
-def define_flags() -> None:
-  """Defines `--config` and `--traceback`, which every command has."""
+def define_flags(*, together: bool = False) -> None:
+  """Defines `--config` and `--traceback`, which every command has.
+
+  Args:
+    together: whether several processes may run it as one; defines the flags
+      that tell them of each other.
+  """
   config_flags.DEFINE_config_file(
     "config", None, "Config file, with words joined by commas after a colon."
   )
   flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
   flags.mark_flag_as_required("config")
+  if together:
+    flags.DEFINE_string(
+      "coordinator", None, "HOST:PORT where the first of several is to listen."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many there are.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer(
+      "heartbeat_seconds",
+      distributed.HEARTBEAT_SECONDS,
+      "Seconds of silence after which a process is taken for dead.",
+    )
 
 
 def run(function: Callable[[], None]) -> None:
@@ -37,18 +65,92 @@ def run(function: Callable[[], None]) -> None:
     # The libraries below tell every detail of what they do at INFO.
     logging.set_verbosity(logging.WARNING)
     try:
-      function()
-    except KeyboardInterrupt:
-      if flags.FLAGS.traceback:
-        raise
-      print("\ninterrupted; the same command goes on.", file=sys.stderr)
-      sys.exit(130)  # As a shell has it.
-    except ERRORS as error:
-      if flags.FLAGS.traceback:
-        raise
-      sys.exit(f"{type(error).__name__}: {error}\n(--traceback shows where.)")
+      _join()
+      if jax.process_count() == 1:
+        function()
+        return
+      with roll_call():
+        function()
+        jax.distributed.shutdown()  # Waits for the others.
+    except BaseException as error:
+      _end(error)
 
   app.run(main, flags_parser=_parse)
+
+
+def exit_code(error: BaseException) -> int:
+  """The exit code of a process that an exception ends."""
+  if isinstance(error, Preempted):
+    return error.code
+  if isinstance(error, KeyboardInterrupt):
+    return EXIT_INTERRUPTED
+  return 1
+
+
+def roll_call() -> RollCall:
+  """Names the process that was lost, where one of several is."""
+  process = jax.process_index()
+  return _Ending(
+    process,
+    jax.process_count(),
+    publish=lambda text: distributed.put("roll_call", text),
+    lookup=lambda: distributed.get("roll_call", 60),
+    address=distributed.coordinator_host(),
+    code_for=exit_code,
+  )
+
+
+class _Ending(RollCall):
+  """Roll call around a command."""
+
+  def __exit__(self, kind, error, trace):
+    if isinstance(error, Preempted):
+      # All have saved and end; the first must not do so before the others.
+      jax.distributed.shutdown()
+      self.leave(0)
+      return
+    super().__exit__(kind, error, trace)
+
+
+def _join() -> None:
+  """Makes one of several processes of this one, where it is told to be."""
+  values = flags.FLAGS
+  if "coordinator" not in values:
+    return
+  given = {
+    "coordinator_address": values.coordinator,
+    "num_processes": values.num_processes,
+    "process_id": values.process_id,
+  }
+  cluster = distributed.detect(os.environ, given)
+  distributed.initialize(cluster, values.heartbeat_seconds)
+
+
+def _end(error: BaseException) -> None:
+  """Ends the process with a line on the error and the code for it."""
+  if isinstance(error, SystemExit):
+    raise error
+  code, told = exit_code(error), None
+  if isinstance(error, Preempted):
+    told = str(error)
+  elif isinstance(error, KeyboardInterrupt):
+    told = "\ninterrupted; the same command goes on."
+  elif isinstance(error, ERRORS):
+    told = f"{type(error).__name__}: {error}\n(--traceback shows where.)"
+  if told is None or (
+    flags.FLAGS.traceback and not isinstance(error, Preempted)
+  ):
+    if distributed.alone():
+      raise error
+    logging.exception("this process ends")
+  elif not isinstance(error, Preempted) or jax.process_index() == 0:
+    print(told, file=sys.stderr)
+  if distributed.alone():
+    sys.exit(code)
+  # The interpreter would wait for processes that do not end as it does.
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def _parse(argv):

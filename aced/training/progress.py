@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, a plain line now and then in a log."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,13 @@ _SECONDS_BETWEEN_REFRESHES = 0.1
 
 LOSS = "loss"
 CLEAN = "data/clean_kept"
+
+
+@contextmanager
+def unless_it_fails():
+  """For what is only shown: a log on a full disk must not end a run."""
+  with contextlib.suppress(OSError):  # There is nowhere left to tell it.
+    yield
 
 
 class Progress:
@@ -78,15 +86,17 @@ class Progress:
     self._shown = now
     self._text = "".join(f", {text}" for text in self._details(metrics or {}))
     if self._bar is None:
-      print(self._position() + self._text, file=self._file, flush=True)
+      with unless_it_fails():
+        print(self._position() + self._text, file=self._file, flush=True)
     else:
       self._draw()
 
   def write(self, line: str) -> None:
     """Prints a line without tearing the bar."""
     if self._enabled:
-      tqdm.write(line, file=self._file)
-      self._file.flush()
+      with unless_it_fails():
+        tqdm.write(line, file=self._file)
+        self._file.flush()
 
   @contextmanager
   def paused(self, what: str = ""):
@@ -120,7 +130,8 @@ class Progress:
   def _draw(self, more=""):
     self._bar.n = self.step
     self._bar.unit = self._position() + self._text + more
-    self._bar.refresh()
+    with unless_it_fails():
+      self._bar.refresh()
 
   def _position(self):
     position = f"{self.step:,}/{self.total:,}"

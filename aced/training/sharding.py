@@ -59,6 +59,23 @@ def rows(mesh: jax.sharding.Mesh, ndim: int = 1) -> jax.NamedSharding:
   return jax.NamedSharding(mesh, jax.P(AXES, *(None,) * (ndim - 1)))
 
 
+def local_rows(mesh: jax.sharding.Mesh, size: int) -> list[int]:
+  """The rows of an array split by `rows` that devices of this process hold.
+
+  On a pod, devices stand in the mesh in the order of its wires, so these may
+  lie in several pieces.
+
+  Args:
+    mesh: of all devices.
+    size: rows of the array; divides over the devices.
+
+  Returns:
+    Their numbers, in the order in which the process has to give them.
+  """
+  held = rows(mesh).addressable_devices_indices_map((size,)).values()
+  return sorted({row for (part,) in held for row in range(*part.indices(size))})
+
+
 def shard_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Constrains, under jit, every array with axes to be split by its rows."""
   return jax.tree.map(

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import optax
 
 from aced import curation, objectives
+from aced.data.records import CAUSES
 from aced.embeddings import Embeddings
 from aced.training import accumulation, sharding
 from aced.training import views as views_lib
 from aced.training.embedding import Batch, Embedder
 from aced.training.exchange import exchange, place
 from aced.training.recipe import Recipe, Scoring
+from aced.training.sketch import sketch
 from aced.training.state import PROJECTIONS, TrainState
 from aced.training.views import STUDENT
 
@@ -31,6 +33,10 @@ SAMPLERS = {
   "joint": curation.sample_jointly,
   "independent": curation.sample_independently,
 }
+
+
+# What the rows that are drawn do without, or have of their own.
+NOT_TAKEN = ("cached", "_mask", "error")
 
 
 def take(
@@ -55,7 +61,7 @@ def take(
   """
   rows = batch["_mask"].shape[0] // mesh.size
   placement = place(drawn.indices, rows, mesh.size)
-  columns = {k: v for k, v in batch.items() if k not in ("cached", "_mask")}
+  columns = {k: v for k, v in batch.items() if k not in NOT_TAKEN}
   arrays = {name: (e.zimg, e.ztxt) for name, e in known.items()}
   columns, arrays = exchange(
     (columns, arrays), placement, mesh, moves=scope == "global"
@@ -92,9 +98,14 @@ class TrainStep:
 
   `frozen` maps names to parameters. `batch` holds `image`, `labels`, `_mask`
   of `B` pairs; the columns of other views; `fault` where the data set knows the
-  truth; and, under "cached", name -> `Embeddings` of frozen models, which are
-  then not run at all.
-  Metrics are float32 scalars.
+  truth, `index` and `error` where it tells; and, under "cached", name ->
+  `Embeddings` of frozen models, which are then not run at all.
+  Metrics are float32 scalars, and two short vectors: `errors`, how many records
+  could not be used, by the code of their cause; and `sketch`, of the records
+  that were chosen.
+
+  A step whose loss or gradient is not finite changes nothing but `state.step`,
+  and says so by the metric `guard/skipped`.
 
   Attributes:
     model: the student.
@@ -120,14 +131,22 @@ class TrainStep:
     draw_rng, *dropout_rngs = jax.random.split(rng, 3)
     draw = self.draw(draw_rng, state.params, frozen, batch)
     (_, metrics), gradients = self.gradients(state.params, draw, dropout_rngs)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     updates, opt_state = self.optimizer.update(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
     metrics |= {
-      "norm/gradient": optax.tree.norm(gradients),
+      "guard/skipped": ~finite,
+      "norm/gradient": norm,
       "norm/parameters": optax.tree.norm(params),
-      "norm/updates": optax.tree.norm(updates),
+      "norm/updates": jnp.where(finite, optax.tree.norm(updates), 0.0),
       **data_metrics(batch, draw.learn, draw.selection),
     }
     state = state.replace(
@@ -143,7 +162,7 @@ class TrainStep:
     cached = batch.get("cached", {})
     known = {name: cached[name] for name in recipe.frozen if name in cached}
     if not recipe.curated:
-      rows = {k: v for k, v in batch.items() if k != "cached"}
+      rows = {k: v for k, v in batch.items() if k not in ("cached", "error")}
       taught = self.teach(known, frozen, rows)
       rows = views_lib.without_extra(rows)
       return Draw(rows, rows, taught)
@@ -322,6 +341,11 @@ def data_metrics(
       "curation/effective_sample_size": effective.mean(),
       "curation/effective_sample_size_least": effective.min(),
     }
+    if "index" in learnt:
+      metrics["sketch"] = sketch(learnt["index"], learnt["_mask"])
+  if "error" in batch:
+    codes = jnp.arange(len(CAUSES))
+    metrics["errors"] = (batch["error"][:, None] == codes[None]).sum(0)
   if "fault" in batch:
     metrics["data/clean_pool"] = clean_share(batch)
     metrics["data/clean_kept"] = clean_share(learnt)

@@ -1,5 +1,6 @@
 """Where metrics go: JSON lines always, and other services where asked for."""
 
+import errno
 import json
 import math
 import numbers
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from aced.config import ConfigError, did_you_mean, flatten
 
@@ -41,8 +43,9 @@ class Tracker(ABC):
 class JsonLines(Tracker):
   """One JSON object a line: `{"step": 10, "loss": 3.2, ...}`.
 
-  Every line is flushed as it is written. A number that is not finite is the
-  string "NaN", "Infinity" or "-Infinity"; `read_jsonl` turns it back.
+  Every line is flushed as it is written; those that cannot be, on a disk that
+  is full, are kept and written with a later one. A number that is not finite is
+  the string "NaN", "Infinity" or "-Infinity"; `read_jsonl` turns it back.
 
   Args:
     path: the file; its folder is made where it is missing.
@@ -63,10 +66,10 @@ class JsonLines(Tracker):
     resume_step: int | None = None,
     active: bool = True,
   ):
-    self._file = None
+    self._file, self._waiting = None, []
     if not active:
       return
-    path = pathlib.Path(path)
+    path = self._path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size:
       if resume_step is None:
@@ -75,21 +78,40 @@ class JsonLines(Tracker):
           " or resume that run."
         )
       _drop_after(path, resume_step)
-    self._file = path.open("a", encoding="utf-8")
+    self._file = path.open("ab", buffering=0)
 
   def log(self, step, metrics):
     """Writes one line."""
     if self._file is None:
       return
     line = {"step": int(step)} | {k: _jsonable(v) for k, v in _scalars(metrics)}
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
-    self._file.flush()
+    self._waiting.append(json.dumps(line, allow_nan=False) + "\n")
+    self._write()
 
   def close(self):
     """Closes the file."""
     if self._file is not None:
+      if self._waiting and not self._write():
+        logging.warning(
+          "%d lines of %s are lost", len(self._waiting), self._path
+        )
       self._file.close()
       self._file = None
+
+  def _write(self) -> bool:
+    """Writes the lines that wait, all or none; whether it could."""
+    data = "".join(self._waiting).encode()
+    end = self._file.seek(0, os.SEEK_END)
+    try:
+      if self._file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+      self._file.truncate(end)
+      if len(self._waiting) == 1:
+        logging.warning("%s: %s; its lines wait", self._path, error)
+      return False
+    self._waiting.clear()
+    return True
 
 
 class TensorBoard(Tracker):
@@ -193,21 +215,34 @@ class WandB(Tracker):
 
 
 class Trackers(Tracker):
-  """Several trackers as one."""
+  """Several trackers as one; one that fails is told of once, and left out."""
 
   def __init__(self, trackers: Iterable[Tracker]):
     self.trackers = tuple(trackers)
+    self._failed: set[Tracker] = set()
 
   def log(self, step, metrics):
     """Logs to each, fetching what is still on devices once."""
     metrics = dict(_scalars(metrics))
-    for tracker in self.trackers:
-      tracker.log(step, metrics)
+    self._each(lambda tracker: tracker.log(step, metrics))
 
   def close(self):
     """Closes each."""
+    self._each(lambda tracker: tracker.close())
+
+  def _each(self, call):
     for tracker in self.trackers:
-      tracker.close()
+      try:
+        call(tracker)
+      except Exception as error:  # Of a service: a run does not hang on it.
+        if tracker not in self._failed:
+          logging.warning(
+            "%s failed, and the run goes on without it: %s: %s",
+            type(tracker).__name__,
+            type(error).__name__,
+            error,
+          )
+        self._failed.add(tracker)
 
 
 TRACKERS = {

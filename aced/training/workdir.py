@@ -1,21 +1,28 @@
 """A workdir belongs to one run: the config that began it says which."""
 
 import json
-import os
 import pathlib
 import re
+import secrets
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from aced import config as config_lib
+from aced.files import write_json
+from aced.training import distributed
 from aced.training.recipe import Recipe
 
 FILE = "config.json"
 # What a run writes beside it; without it, they are somebody else's.
 FOREIGN = ("metrics.jsonl", "checkpoints", "cache.json")
+# The token that all processes of a run are to see.
+SHARED = "shared.json"
 # Keys that change how a run is carried out and not what comes out of it.
 HARMLESS = re.compile(
-  r"(log|eval|evals|checkpoint|mesh|sharding|frozen_sharding|name)(\..*)?"
+  r"(log|eval|evals|checkpoint|guards|mesh|sharding|frozen_sharding|name)(\..*)?"
   r"|input\.(num_threads|num_workers|prefetch)|scoring\.microbatch"
   r"|loss_form|curation\.kernel"
 )
@@ -23,26 +30,51 @@ HARMLESS = re.compile(
 GUARDED = re.compile(r"frozen\..*\.(init|cache)")
 
 
+# How long a shared file system may take to show what another host wrote.
+SEEN_SECONDS = 30.0
+
+
 class WorkdirError(ValueError):
   """The workdir holds another run."""
 
 
-def claim(
-  where: str | pathlib.Path, config: Mapping[str, Any], *, write: bool = True
-) -> list[str]:
+def claim(where: str | pathlib.Path, config: Mapping[str, Any]) -> list[str]:
   """Makes a workdir this run's, or checks that it already is.
+
+  Of several processes the first does so, and all of them must see it.
 
   Args:
     where: the workdir; made if it is not there.
     config: the resolved config.
-    write: whether this process writes; one of several does.
 
   Returns:
     `key: old -> new` of harmless keys that differ from those it began with.
 
   Raises:
     WorkdirError: the workdir holds a run of another config; says which keys.
+    HostsDiffer: another process sees another folder.
   """
+  if "://" in str(where):
+    raise WorkdirError(
+      f"--workdir={where}: a bucket is not written to directly; mount it (Cloud"
+      " Storage FUSE, s3fs) and give the folder where it is mounted."
+    )
+  resolved = str(pathlib.Path(where).resolve())
+  if set(resolved) & set("*?[]"):
+    raise WorkdirError(
+      f"--workdir={where}: {resolved} has one of * ? [ ] in it, with which Orbax"
+      " would save checkpoints without a word and without content; choose"
+      " another name."
+    )
+  changed = []
+  if jax.process_index() == 0:
+    changed = _claim(where, config)
+  changed = distributed.from_first(changed)
+  check_shared(where)
+  return changed
+
+
+def _claim(where, config) -> list[str]:
   path = pathlib.Path(where) / FILE
   flat = config_lib.flatten(config)
   if not path.exists():
@@ -52,10 +84,16 @@ def claim(
         f"{where} holds {' and '.join(left)} but no {FILE} that would say of"
         " which run; choose another --workdir, or move them away."
       )
-    if write:
-      write_json(path, flat)
+    write_json(path, flat)
     return []
-  began = json.loads(path.read_text())
+  try:
+    began = json.loads(path.read_text("utf-8"))
+  except ValueError as error:
+    raise WorkdirError(
+      f"{path}, which says of which run this workdir is, is damaged ({error});"
+      " put it back from the config in a checkpoint's metadata, or choose"
+      " another --workdir."
+    ) from error
   changed = config_lib.differences(began, flat)
   harmful = [
     line
@@ -70,6 +108,33 @@ def claim(
       " with that run."
     )
   return changed
+
+
+def check_shared(where: str | pathlib.Path) -> None:
+  """Checks that several processes have one workdir, and not one each.
+
+  Raises:
+    HostsDiffer: naming the hosts that see another folder.
+  """
+  if jax.process_count() == 1:
+    return
+  path = pathlib.Path(where) / SHARED
+  token = secrets.token_hex(8)
+  if jax.process_index() == 0:
+    write_json(path, token)
+  token = distributed.from_first(token)
+  deadline = time.monotonic() + SEEN_SECONDS
+  while not (seen := _holds(path, token)) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  which = "the folder of the first host" if seen else "a folder of its own"
+  distributed.agree("workdir", {str(where): which})
+
+
+def _holds(path, token) -> bool:
+  try:
+    return json.loads(path.read_text("utf-8")) == token
+  except (OSError, ValueError):
+    return False
 
 
 def harmless(
@@ -94,11 +159,3 @@ def harmless(
     # With a cache in the place of a model, or the reverse, roundings differ.
     return bool(began.get(key)) and bool(now.get(key))
   return HARMLESS.fullmatch(key) is not None
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes JSON atomically: a reader sees all of it or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f"{path.name}.part-{os.getpid()}")
-  part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-  os.replace(part, path)

@@ -37,7 +37,7 @@ def test_places_columns_and_keeps_the_rest():
     got = list(batches)
   assert len(got) == 5
   for value, (placed, info) in enumerate(got):
-    assert set(placed) == {"image", "labels", "_mask"}
+    assert set(placed) == {"image", "labels", "_mask", "index", "error"}
     assert set(info) == {"index", "error"}
     for key, array in placed.items():
       assert len(array.sharding.device_set) == 8
@@ -165,12 +165,15 @@ def test_bad_records_are_counted_and_named_once(log):
   source = Source([{"image": b"", "text": "a"}] * 30)
   bad = BadRecords(source)
   fine = {"index": np.arange(4), "error": np.zeros(4, np.int8)}
-  bad.update(fine)
+  bad.name(fine)
+  bad.count(np.zeros(len(CAUSES)))
   assert bad.total == 0 and bad.metrics() == {"data/bad_records": 0.0}
   code = [0, CAUSES["empty_image"], CAUSES["empty_image"], CAUSES["too_large"]]
   for start in (0, 10):
     info = {"index": np.arange(start, start + 4), "error": np.int8(code)}
-    bad.update(info)
+    bad.name(info)
+    # Of all processes: as many as a step says, and not as were named.
+    bad.count(np.bincount(code, minlength=len(CAUSES)).astype(np.float32))
   assert bad.counts == {"empty_image": 4, "too_large": 2}
   assert bad.metrics() == {
     "data/bad_records": 6.0,

@@ -128,8 +128,7 @@ def test_a_process_that_does_not_begin_ends_the_run(monkeypatch):
 def test_what_killed_a_process_is_not_read_again_to_be_explained(caplog):
   bad = BadRecords(Unsteady(20, kills=(3,), fails=(4,)))
   codes = [CAUSES["reader_died"], CAUSES["reader_hung"], CAUSES["cut_short"]]
-  bad.update({"error": np.array(codes), "index": np.array([3, 3, 4])})
-  assert bad.total == 3
+  bad.name({"error": np.array(codes), "index": np.array([3, 3, 4])})
   assert "cut_short (OSError: [Errno 5] the disk is gone)" in caplog.text
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from aced import files
 from aced.models import params
 from aced.models.params import ParamsError
 from tests.models.two_towers_test import draw, shapes, tiny
@@ -72,7 +73,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("folder", ["run", "me@host"])
 def test_checkpoints_of_ours_without_the_optimiser(tmp_path, folder):
   tmp_path = tmp_path / folder
-  first, second = make(seed=1), make(seed=2)
+  first, second, scores = make(seed=1), make(seed=2), {}
   with ocp.CheckpointManager(tmp_path / params.CHECKPOINTS) as manager:
     for step, tree, value in ((5, first, 0.9), (10, second, 0.2)):
       state = {
@@ -83,9 +84,17 @@ def test_checkpoints_of_ours_without_the_optimiser(tmp_path, folder):
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
-          metadata=ocp.args.JsonSave({"metrics": {"R@1": value}}),
+          metadata=ocp.args.JsonSave({}),
         ),
       )
+      scores[step] = value
+  folder = tmp_path / params.CHECKPOINTS
+  with pytest.raises(FileNotFoundError, match="5, 10 were never finished"):
+    params.load(tmp_path)
+  for step in scores:
+    files.seal(folder / str(step))
+  scores = {"metric": "R@1", "scores": scores}
+  files.write_json(folder / params.SCORES, scores)
   assert_equal(params.load(tmp_path), second)
   assert_equal(params.load(f"{tmp_path}@5"), first)
   assert_equal(params.load(f"{tmp_path}@best"), first)

@@ -6,6 +6,7 @@ import pytest
 
 from aced import config as config_lib
 from aced.training import workdir
+from aced.training.workdir import WorkdirError
 from tests.config_test import curated
 
 
@@ -72,3 +73,24 @@ def test_what_another_program_left_is_not_taken_over(tmp_path, name):
   with pytest.raises(workdir.WorkdirError, match=f"holds {name} but no config"):
     workdir.claim(tmp_path, config())
   assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["a[0]", "b*", "c?"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+  with pytest.raises(WorkdirError, match=r"has one of \* \? \[ \] in it"):
+    workdir.claim(tmp_path / name / "run", config())
+  assert not (tmp_path / name).exists()
+
+
+def test_a_bucket_is_to_be_mounted(tmp_path):
+  with pytest.raises(WorkdirError, match="gs://bucket/run: a bucket is not"):
+    workdir.claim("gs://bucket/run", config())
+
+
+def test_a_damaged_config_is_named(tmp_path):
+  workdir.claim(tmp_path, config())
+  (tmp_path / workdir.FILE).write_text("{")
+  with pytest.raises(
+    WorkdirError, match=r"config\.json, which says .* damaged"
+  ):
+    workdir.claim(tmp_path, config())

@@ -179,6 +179,7 @@ def _builder(folder: str):
   """
   import tensorflow_datasets as tfds
 
+  tfds_folders.check_classes(folder)
   try:
     builder = tfds.builder_from_directory(folder)
   except ImportError as error:

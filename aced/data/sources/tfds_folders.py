@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from aced.config import did_you_mean
 from aced.data.records import SourceError
@@ -152,3 +154,39 @@ def _nothing(root: pathlib.Path, name: str, config: str) -> str:
     " downloaded here. Name another folder with ?data_dir=FOLDER, or prepare"
     f" it: {command}."
   )
+
+
+def check_classes(folder: str) -> None:
+  """Refuses features of other classes than those of TFDS.
+
+  TFDS imports the module of every class that `features.json` names, which may
+  be a file that came with the data.
+
+  Raises:
+    SourceError: naming the class.
+  """
+  try:
+    text = (pathlib.Path(folder) / _FEATURES).read_text("utf-8")
+    names = list(_classes(json.loads(text)))
+  except (OSError, ValueError):
+    return  # TFDS says better what is wrong with it.
+  for name in names:
+    if not name.startswith("tensorflow_datasets."):
+      raise SourceError(
+        f"{folder}/{_FEATURES} names the class {name!r}, which is none of TFDS;"
+        " it would be imported, and code that comes with data is not run."
+        " Prepare the data set anew with features of TFDS alone."
+      )
+
+
+def _classes(found: Any) -> Iterator[str]:
+  """The names of classes anywhere in the content of `features.json`."""
+  if isinstance(found, list):
+    for part in found:
+      yield from _classes(part)
+  elif isinstance(found, dict):
+    for key, value in found.items():
+      named = key in ("pythonClassName", "python_class_name", "type")
+      if named and isinstance(value, str) and "." in value:
+        yield value
+      yield from _classes(value)

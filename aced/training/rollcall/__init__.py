@@ -1,0 +1,1 @@
+"""Roll call among processes: `call` is its face; companions run `watch`."""
