@@ -2,7 +2,7 @@
 
 The loop, and nothing else. Killed at any moment and started again with the
 same command, it goes on from the last checkpoint to the same parameters. With
-several processes, each is started with the same command; see `docs/scale.md`.
+several processes, each is started so; see `docs/operations.md`.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def train(
     state = run.init_state()
     if start:
       state = checkpoints.restore(start, state, run.identities)
-      announce(run, start, checkpoints.metadata(start)["versions"])
+      announce(run, start, checkpoints.metadata(start))
     tracker = stack.enter_context(
       make_tracker(run.config.log.trackers, where, start, run.config)
     )
@@ -113,14 +113,26 @@ def loop(run: Run, state: Any, start: int, session: Session):
   return session.scores
 
 
-def announce(run: Run, start: int, made_by: Mapping[str, str]) -> None:
-  """Says where a run goes on, and what is not as it was."""
+def announce(run: Run, start: int, saved: Mapping[str, Any]) -> None:
+  """Says where a run goes on, and what is not as it was.
+
+  Args:
+    run: that goes on.
+    start: the step of the checkpoint.
+    saved: its metadata.
+  """
   if start >= run.total_steps:
     say(f"step {start} of {run.total_steps}: nothing is left but to evaluate")
   else:
     say(f"going on from the checkpoint at step {start}")
-  for line in config_lib.differences(made_by, versions.code()):
+  for line in config_lib.differences(saved["versions"], versions.code()):
     say(f"changed since that checkpoint: {line}; roundings may differ")
+  before, now = saved["devices"], run.mesh.size
+  if before != now and (run.recipe.dropout or run.recipe.cotrains):
+    say(
+      f"changed since that checkpoint: devices: {before} -> {now}; dropout and"
+      " co-training draw by the order of rows on them, so results will differ"
+    )
 
 
 def make_progress(run: Run, start: int) -> Progress:

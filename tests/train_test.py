@@ -1,12 +1,11 @@
 """The loop end to end: golden metrics, kill and resume, bad input."""
 
 import json
+import math
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from PIL import Image
 
 from aced import config as config_lib
 from aced.config import ConfigError
+from aced.evaluation.evaluators import Retrieval
 from aced.models import params as params_lib
 from aced.train import train
 from aced.training.step import TrainStep
@@ -75,46 +75,6 @@ def test_golden_metrics(repository, tmp_path):
 GOLDEN = [5.696855, 4.782978, 4.812822]
 
 
-@pytest.mark.parametrize(
-  ("name", "variant"), [("acid", "learnability"), ("aced", "iidistill")]
-)
-def test_killed_and_resumed_equals_never_killed(
-  repository, tmp_path, name, variant
-):
-  config = smoke(repository, name, variant, checkpoint__every_steps=2)
-  config["input"] |= {"flip": True, "crop_scale": (0.5, 1.0)}
-  config["student"]["text"]["dropout"] = 0.1
-  whole, parts = tmp_path / "whole", tmp_path / "parts"
-  train(config, whole)
-  program = (
-    "import json, sys; from aced.train import train;"
-    "train(json.loads(sys.argv[1]), sys.argv[2])"
-  )
-  command = [sys.executable, "-c", program, json.dumps(config), str(parts)]
-  env = os.environ | {"PYTHONPATH": str(repository)}
-  process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
-  folder = parts / params_lib.CHECKPOINTS
-  deadline = time.monotonic() + 120
-  while not (
-    folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
-  ):
-    assert process.poll() is None, process.stderr.read().decode()[-2000:]
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  train(config, parts)
-  assert_same_params(whole, parts)
-  timeless = [
-    [
-      {k: v for k, v in line.items() if not k.startswith("time/")}
-      for line in read_jsonl(w / METRICS_FILE)
-    ]
-    for w in (whole, parts)
-  ]
-  assert timeless[0] == timeless[1]
-
-
 def test_a_loss_that_turns_nan_stops_and_keeps_what_was_good(
   repository, tmp_path, monkeypatch
 ):
@@ -137,6 +97,74 @@ def test_a_loss_that_turns_nan_stops_and_keeps_what_was_good(
   assert params_lib.find_checkpoint(str(tmp_path))[1] == 4
   for leaf in jax.tree.leaves(params_lib.load(tmp_path)):
     assert np.isfinite(leaf).all()
+
+
+def spoil(monkeypatch, spoilt):
+  """Makes the loss of some steps, counted from 0, not a number."""
+  take, losses, at = TrainStep.__call__, TrainStep.losses, []
+
+  def called(self, state, frozen, batch):
+    at[:] = [state.step]
+    return take(self, state, frozen, batch)
+
+  def changed(self, *args):
+    loss, parts = losses(self, *args)
+    loss = jnp.where(jnp.isin(at[0], jnp.array(spoilt)), jnp.nan, loss)
+    return loss, parts | {"loss": loss}
+
+  monkeypatch.setattr(TrainStep, "__call__", called)
+  monkeypatch.setattr(TrainStep, "losses", changed)
+
+
+def test_steps_that_are_not_finite_change_nothing(
+  repository, tmp_path, monkeypatch
+):
+  config = smoke(repository, "iid", total_steps=6, checkpoint__every_steps=1)
+  config["checkpoint"]["keep_last"] = 9
+  spoil(monkeypatch, [3, 4])
+  train(config, tmp_path)
+  lines = read_jsonl(tmp_path / METRICS_FILE)
+  assert [line["guard/skipped"] for line in lines] == [0, 0, 0, 1, 2, 2]
+  assert [math.isnan(line["loss"]) for line in lines[2:]] == [
+    *(False, True, True, False)
+  ]
+  assert_same_params(f"{tmp_path}@3", f"{tmp_path}@5")
+  before, after = (params_of(f"{tmp_path}@{step}") for step in (5, 6))
+  assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_too_many_in_a_row_end_the_run_and_keep_the_state(
+  repository, tmp_path, monkeypatch
+):
+  config = smoke(repository, "iid", checkpoint__every_steps=2)
+  config["guards"] = {"skip_limit": 2}
+  spoil(monkeypatch, range(5, 99))
+  with pytest.raises(Diverged, match="step 8 .*3rd in a row") as error:
+    train(config, tmp_path)
+  assert error.value.good
+  # What was good has not been pushed out by what came of it.
+  steps = params_lib.saved_steps(tmp_path / params_lib.CHECKPOINTS)
+  assert steps == [6, steps[-1]] and steps[-1] >= 8
+  for leaf in jax.tree.leaves(params_lib.load(tmp_path)):
+    assert np.isfinite(leaf).all()
+
+
+def test_an_evaluator_that_fails_does_not_end_training(
+  repository, tmp_path, monkeypatch, caplog
+):
+  def fails(self, embed_image, embed_text):
+    raise OSError("the disk is gone")
+
+  monkeypatch.setattr(Retrieval, "run", fails)
+  config = config_lib.to_plain(load(repository, "iid").get_config("smoke"))
+  config["total_steps"] = 3
+  config["log"] |= {"progress": False, "report": False}
+  with caplog.at_level("WARNING", logger="absl"):
+    scores = train(config, tmp_path)
+  assert scores["eval/retrieval/failed"] == 1.0
+  assert "eval/zero_shot/accuracy" in scores
+  assert "evaluator retrieval failed at step 3" in caplog.text
+  assert params_lib.find_checkpoint(str(tmp_path))[1] == 3
 
 
 def test_a_workdir_of_another_run_is_refused_and_left_alone(

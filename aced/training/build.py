@@ -99,6 +99,7 @@ class Run(blueprint.Blueprint):
       "position": step * self.recipe.super_batch,
       "identities": dict(self.identities),
       "versions": versions.code(),
+      "devices": self.mesh.size,
     }
 
   def init_state(self) -> state.TrainState:

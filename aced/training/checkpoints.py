@@ -155,6 +155,7 @@ class Checkpoints:
 
   def keep_all(self) -> None:
     """Removes nothing from now on."""
+    self.wait()
     self._keep_last = sys.maxsize
 
   def score(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -62,9 +62,9 @@ def claim(where: str | pathlib.Path, config: Mapping[str, Any]) -> list[str]:
   resolved = str(pathlib.Path(where).resolve())
   if set(resolved) & set("*?[]"):
     raise WorkdirError(
-      f"--workdir={where}: {resolved} has one of * ? [ ] in it, with which Orbax"
-      " would save checkpoints without a word and without content; choose"
-      " another name."
+      f"--workdir={where}: {resolved} has one of * ? [ ] in it, with which"
+      " Orbax would save checkpoints without content and without a word;"
+      " choose another name."
     )
   changed = []
   if jax.process_index() == 0:

@@ -28,7 +28,8 @@ class Trainer:
     *flags: of the command, such as "--config.total_steps=6".
     processes: how many.
     devices: CPU devices of each.
-    module: the command.
+    each: more flags of each process.
+    folders: in which each is started.
     env: more variables of the environment.
   """
 
@@ -38,19 +39,28 @@ class Trainer:
     *flags,
     processes=1,
     devices=1,
-    module="aced.train",
+    each=None,
+    folders=None,
     env=None,
   ):
     self.workdir = pathlib.Path(workdir)
     self._logs = contextlib.ExitStack()
     port = free_port()
     self.processes = [
-      self._start(k, processes, devices, port, module, flags, env or {})
+      self._start(
+        k,
+        processes,
+        devices,
+        port,
+        (*flags, *(each[k] if each else ())),
+        folders[k] if folders else REPOSITORY,
+        env or {},
+      )
       for k in range(processes)
     ]
 
-  def _start(self, k, processes, devices, port, module, flags, env):
-    log = self._logs.enter_context(self.log_path(k).open("ab"))
+  def _start(self, k, processes, devices, port, flags, folder, env):
+    log = self._logs.enter_context(log_path(self.workdir, k).open("ab"))
     together = (
       f"--coordinator=localhost:{port}",
       f"--num_processes={processes}",
@@ -61,23 +71,22 @@ class Trainer:
     variables = {
       "XLA_FLAGS": "--xla_backend_optimization_level=0",
       "JAX_NUM_CPU_DEVICES": str(devices),
+      "PYTHONPATH": str(REPOSITORY),
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
       **env,
     }
     return subprocess.Popen(
       [
-        *(sys.executable, "-m", module, f"--workdir={self.workdir}"),
-        *(
-          [] if any(f.startswith("--config=") for f in flags) else [CONFIG_FLAG]
-        ),
+        *(sys.executable, "-m", "aced.train"),
+        *(f"--workdir={self.workdir}", f"--config={REPOSITORY / CONFIG}"),
         *(together if processes > 1 else ()),
         *flags,
       ],
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
-      cwd=REPOSITORY,
+      cwd=folder,
       env=os.environ | variables,
     )
 
@@ -90,13 +99,8 @@ class Trainer:
       process.wait()
     self._logs.close()
 
-  def log_path(self, k=0):
-    """Where what process `k` prints is kept, of all starts in this workdir."""
-    self.workdir.parent.mkdir(parents=True, exist_ok=True)
-    return self.workdir.with_name(f"{self.workdir.name}.{k}.log")
-
   def log(self, k=0):
-    return self.log_path(k).read_text(errors="replace")
+    return log_path(self.workdir, k).read_text(errors="replace")
 
   def send(self, number, k=0):
     self.processes[k].send_signal(number)
@@ -126,15 +130,18 @@ class Trainer:
       time.sleep(0.002)
 
 
-CONFIG_FLAG = f"--config={CONFIG}"
-
-
 def train(workdir, *flags, **options):
   """Trains to the end; returns the exit codes."""
   with Trainer(workdir, *flags, **options) as trainer:
     codes = trainer.wait()
     assert codes == [0] * len(codes), trainer.log()[-3000:]
     return codes
+
+
+def log_path(workdir, k=0):
+  """Where what process `k` prints is kept, of all starts in a workdir."""
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  return workdir.with_name(f"{workdir.name}.{k}.log")
 
 
 def free_port():
