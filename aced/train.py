@@ -57,6 +57,7 @@ def train(
     say(f"changed since this run began: {line}")
   policy = run.config.checkpoint
   with contextlib.ExitStack() as stack:
+    stack.enter_context(workdir.held(where))
     checkpoints = stack.enter_context(
       Checkpoints(
         where,
@@ -73,12 +74,12 @@ def train(
     tracker = stack.enter_context(
       make_tracker(run.config.log.trackers, where, start, run.config)
     )
-    if start >= run.total_steps:
-      return evaluate(state, start)
     progress = stack.enter_context(make_progress(run, start))
     session = Session(
       run, checkpoints, tracker, progress, evaluate, where, start
     )
+    if start >= run.total_steps:
+      return session.look_again(state, start)
     return loop(run, state, start, session)
 
 

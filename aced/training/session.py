@@ -102,6 +102,14 @@ class Session:
     if self._due:
       self.evaluate(state, start)
 
+  def look_again(self, state: Any, step: int) -> dict[str, float]:
+    """Evaluates a run that is over; logged only if it had not been."""
+    with self:
+      if self._due:
+        self.evaluate(state, step)
+        return self.scores
+    return self._evaluate(state, step, lambda: None)
+
   def took(
     self,
     step: int,

@@ -154,6 +154,7 @@ class Watch:
       "bad_records": dict(self._bad.counts),
       "skipped": self.skipped,
       "skipped_in_a_row": self.in_a_row,
+      "alarms": dict(self._alarms.counts) if self._alarms else {},
     }
 
   def resume(self, counts: Mapping[str, Any]) -> None:
@@ -161,6 +162,8 @@ class Watch:
     self._bad.counts.update(counts["bad_records"])
     self.skipped = counts["skipped"]
     self.in_a_row = counts["skipped_in_a_row"]
+    if self._alarms is not None:
+      self._alarms.counts.update(counts["alarms"])
 
   def _check_finite(self, step, metrics):
     """Counts a step that was skipped; raises `Diverged` for one that counts."""

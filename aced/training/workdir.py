@@ -1,14 +1,19 @@
 """A workdir belongs to one run: the config that began it says which."""
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
 import re
 import secrets
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 
 from aced import config as config_lib
 from aced.files import write_json
@@ -30,6 +35,9 @@ HARMLESS = re.compile(
 GUARDED = re.compile(r"frozen\..*\.(init|cache)")
 
 
+# Held by the process that trains in it.
+LOCK = "lock"
+HELD_SECONDS = 60.0
 # How long a shared file system may take to show what another host wrote.
 SEEN_SECONDS = 30.0
 
@@ -108,6 +116,49 @@ def _claim(where, config) -> list[str]:
       " with that run."
     )
   return changed
+
+
+@contextlib.contextmanager
+def held(where: str | pathlib.Path, seconds: float = HELD_SECONDS):
+  """Keeps other runs out of a workdir; the system lets go of it by itself.
+
+  Of several processes the first does so. A file system without locks has none.
+
+  Args:
+    where: the workdir.
+    seconds: how long one that is about to end is waited for.
+
+  Raises:
+    WorkdirError: another process has it.
+  """
+  if jax.process_index() > 0:
+    yield
+    return
+  path = pathlib.Path(where) / LOCK
+  with path.open("a+") as file:
+    deadline = time.monotonic() + seconds
+    while not _locked(file):
+      if time.monotonic() > deadline:
+        file.seek(0)
+        raise WorkdirError(
+          f"{where} is in use by {file.read().strip() or 'another process'};"
+          " wait for it to end, or choose another --workdir."
+        )
+      time.sleep(0.1)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    yield
+
+
+def _locked(file) -> bool:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:
+    logging.warning("%s cannot be locked: %s", file.name, error)
+  return True
 
 
 def check_shared(where: str | pathlib.Path) -> None:

@@ -64,7 +64,8 @@ def during_save(trainer, workdir, rng):
 
 def during_evaluation(trainer, workdir, rng):
   # The metrics of a step are there before its evaluation begins.
-  trainer.until(lambda: harness.steps_taken(workdir) >= 12)
+  at = rng.choice([12, STEPS])
+  trainer.until(lambda: harness.steps_taken(workdir) >= at)
   time.sleep(rng.uniform(0, 0.05))
 
 

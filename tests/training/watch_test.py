@@ -1,5 +1,7 @@
 """Metrics one step late, and a stop at what is not finite."""
 
+import collections
+
 import jax.numpy as jnp
 import pytest
 
@@ -97,6 +99,9 @@ def test_records_of_all_processes_are_counted():
 
 def test_alarms_are_logged_and_counted(caplog):
   class Alarms:
+    def __init__(self):
+      self.counts = collections.Counter(x=1)
+
     def see(self, step, metrics, sketch):
       return [f"step {step}: {metrics['loss']}, {sketch.shape}"]
 
@@ -109,6 +114,9 @@ def test_alarms_are_logged_and_counted(caplog):
     watch.flush()
   assert "step 1: 2.0, (4,)" in caplog.text
   assert tracker.seen[0][1]["alarm/x"] == 1.0
+  later, _, _ = make(alarms=Alarms())
+  later.resume(watch.counts())
+  assert later.counts()["alarms"] == {"x": 2}
 
 
 def test_a_super_batch_without_a_usable_pair_stops():

@@ -1,6 +1,9 @@
 """A workdir belongs to one run."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +97,25 @@ def test_a_damaged_config_is_named(tmp_path):
     WorkdirError, match=r"config\.json, which says .* damaged"
   ):
     workdir.claim(tmp_path, config())
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+  program = (
+    "import sys, time\n"
+    "from aced.training import workdir\n"
+    "with workdir.held(sys.argv[1]):\n"
+    "  print('held', flush=True)\n"
+    "  time.sleep(60)\n"
+  )
+  command = [sys.executable, "-c", program, str(tmp_path)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+    assert other.stdout.readline() == b"held\n"
+    with (
+      pytest.raises(WorkdirError, match=f"in use by process {other.pid} on"),
+      workdir.held(tmp_path, seconds=0.1),
+    ):
+      pass
+    other.kill()
+  # The lock of a process that was killed is nobody's.
+  with workdir.held(tmp_path, seconds=10):
+    assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
