@@ -51,6 +51,9 @@ def damage(folder: str | os.PathLike) -> str | None:
   """What is wrong with a sealed folder, in words, or None if it is whole.
 
   Every file is read. A manifest that is itself damaged is damage as well.
+
+  Raises:
+    OSError: a file is there and cannot be read, which is no damage.
   """
   folder = pathlib.Path(folder)
   try:
@@ -60,8 +63,6 @@ def damage(folder: str | os.PathLike) -> str | None:
     return f"it has no {MANIFEST}: it was never finished"
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     return f"{MANIFEST} is damaged ({error})"
-  except OSError as error:
-    return f"{MANIFEST} cannot be read ({error.strerror})"
   for name, (size, digest) in expected.items():
     path = folder / name
     try:
@@ -69,10 +70,8 @@ def damage(folder: str | os.PathLike) -> str | None:
         return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
       if _described(path)[1] != digest:
         return f"{name} has other content than was saved"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f"{name} is missing"
-    except OSError as error:
-      return f"{name} cannot be read ({error.strerror})"
   return None
 
 

@@ -7,7 +7,6 @@ several processes, each is started so; see `docs/operations.md`.
 
 import contextlib
 import os
-import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -42,11 +41,12 @@ def train(
     WorkdirError: the workdir holds another run.
     CheckpointError: a checkpoint does not fit the config.
     ValueError: a source, a tokenizer or weights are wrong.
-    Diverged: a loss or a norm is not finite; earlier checkpoints stay.
+    Diverged: losses or gradients are not finite, more often in a row than
+      `guards.skip_limit` allows; earlier checkpoints stay.
     NotSaved: the last step could not be saved.
     Preempted: a signal or a notice asked to stop, and the step is saved.
   """
-  config, where = config_lib.resolve(config), pathlib.Path(where)
+  config, where = config_lib.resolve(config), workdir.checked(where)
   distributed.agree("version", versions.code())
   flat = config_lib.flatten(config)
   distributed.agree("config", {key: repr(flat[key]) for key in flat})
@@ -68,11 +68,15 @@ def train(
     )
     start = checkpoints.latest() or 0
     state = run.init_state()
+    again = ""  # What is logged once more for the step that was saved.
     if start:
       state = checkpoints.restore(start, state, run.identities)
-      announce(run, start, checkpoints.metadata(start))
+      saved = checkpoints.metadata(start)
+      announce(run, start, saved)
+      again = "" if saved["evaluated"] else "eval/"
+    trackers = run.config.log.trackers
     tracker = stack.enter_context(
-      make_tracker(run.config.log.trackers, where, start, run.config)
+      make_tracker(trackers, where, start, run.config, again=again)
     )
     progress = stack.enter_context(make_progress(run, start))
     session = Session(

@@ -40,6 +40,8 @@ def check_ranges(config) -> None:
   not_negative |= {"scoring.patch_size", "scoring.resolution"}
   not_negative |= {"accumulation.microbatch", "checkpoint.patience_seconds"}
   not_negative |= {f"guards.{key}" for key in config.guards}
+  not_negative -= {"guards.stall_seconds"}
+  positive |= {"guards.stall_seconds"}
   positive |= {"input.stall_seconds", "input.num_threads"}
   for name in config.frozen:
     not_negative |= {f"frozen.{name}.image_size", f"frozen.{name}.text_length"}
@@ -48,6 +50,11 @@ def check_ranges(config) -> None:
     least = "above 0" if key in positive else "0 or more"
     if flat[key] < 0 or (flat[key] == 0 and key in positive):
       raise ConfigError(f"config.{key}={flat[key]} must be {least}.")
+  for key in ("guards.stall_factor", "guards.loss_spike"):
+    if 0 < flat[key] <= 1:
+      raise ConfigError(
+        f"config.{key}={flat[key]} must be above 1, or 0 for off."
+      )
   for key in ("scoring.token_drop", "scoring.cotrain"):
     if not 0 <= flat[key] < 1:
       raise ConfigError(f"config.{key}={flat[key]} must lie in [0, 1).")

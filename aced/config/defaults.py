@@ -58,7 +58,7 @@ def default() -> ConfigDict:
 
   config.checkpoint = ConfigDict()
   config.checkpoint.update(durations("every", percent=True))
-  config.checkpoint.keep_last = 1
+  config.checkpoint.keep_last = 2  # One more, should the newest be damaged.
   # Those of steps that are multiples of this stay for good; none by default.
   config.checkpoint.update(durations("keep_every", percent=True))
   # The evaluation metric, larger is better, whose best step is kept as well.

@@ -205,6 +205,7 @@ class _Worker:
     self._loader, self._rows = loader, rows
     self._columns = loader.columns()
     self._process = None
+    self._ready = False  # Whether it has been heard of since it was started.
     self._lock = threading.RLock()
 
   def work(
@@ -223,6 +224,7 @@ class _Worker:
       try:
         self._pipe.send(task)
         reply = self._reply(stall, closed)
+        self._ready = True
       except (BrokenPipeError, EOFError, ConnectionResetError) as error:
         raise self._lost() from error
       if reply is not None:
@@ -257,7 +259,8 @@ class _Worker:
       if closed.is_set():
         raise _Lost(-1, "reader_died", _ENDED)
       now, at = time.monotonic(), int(self._at[0])
-      limit = max(stall, START_SECONDS) if at == -1 else stall
+      starts = at == -1 and not self._ready
+      limit = max(stall, START_SECONDS) if starts else stall
       if at != seen:
         seen, since = at, now
       elif now - since > limit:
@@ -292,7 +295,7 @@ class _Worker:
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, kept)
     theirs.close()
-    self._process = process
+    self._process, self._ready = process, False
 
 
 def _check_memory(needed: int) -> None:

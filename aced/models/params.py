@@ -6,6 +6,7 @@ such as "img/Transformer/encoderblock_0/LayerNorm_0/scale".
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -170,7 +171,7 @@ def find_checkpoint(where: str) -> tuple[pathlib.Path, int]:
   folder = pathlib.Path(workdir).resolve() / CHECKPOINTS
   steps = saved_steps(folder)
   if not steps:
-    begun = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    begun = begun_steps(folder)
     cut = f"; {', '.join(map(str, begun))} were never finished" if begun else ""
     raise FileNotFoundError(
       f"no weights at {where!r}: expected an .npz file, or the workdir of a"
@@ -191,11 +192,13 @@ def saved_steps(folder: pathlib.Path) -> list[int]:
   """The steps in a folder of checkpoints that were saved to the end."""
   if not folder.is_dir():
     return []
-  return sorted(
-    int(path.name)
-    for path in folder.iterdir()
-    if path.name.isdigit() and files.is_sealed(path)
-  )
+  return [k for k in begun_steps(folder) if files.is_sealed(folder / str(k))]
+
+
+def begun_steps(folder: pathlib.Path) -> list[int]:
+  """The steps in a folder of checkpoints, those never finished as well."""
+  names = (path.name for path in folder.glob("*"))
+  return sorted(int(n) for n in names if re.fullmatch("0|[1-9][0-9]*", n))
 
 
 def read_scores(folder: pathlib.Path, metric: str = "") -> dict[int, float]:
@@ -211,7 +214,8 @@ def read_scores(folder: pathlib.Path, metric: str = "") -> dict[int, float]:
   found = json.loads(path.read_text("utf-8"))
   if metric not in ("", found["metric"]):
     return {}
-  return {int(step): float(value) for step, value in found["scores"].items()}
+  scores = {int(step): float(v) for step, v in found["scores"].items()}
+  return {step: v for step, v in scores.items() if math.isfinite(v)}
 
 
 def best_step(folder: pathlib.Path, steps: Sequence[int]) -> int:

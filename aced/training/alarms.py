@@ -23,8 +23,8 @@ class LossSpike:
 
   Every finite loss goes into the window, a spike too: the median hardly moves
   for a few of them, and a loss that stays high is the new normal after half a
-  window. Losses that are not finite are `watch.check_finite`'s, and are passed
-  over here; so are spikes while the median is 0 or below, which no loss of
+  window. Losses that are not finite are `watch.Watch`'s, and are passed over
+  here; so are spikes while the median is 0 or below, which no loss of
   `aced.objectives` is.
 
   Args:

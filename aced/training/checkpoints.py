@@ -9,7 +9,6 @@ atomic, by Orbax; nothing is removed before what takes its place is whole.
 import json
 import pathlib
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -21,20 +20,16 @@ from absl import logging
 
 from aced import files
 from aced.models import params as params_lib
-from aced.training import distributed
+from aced.training import distributed, retention
+from aced.training.retention import CheckpointError, Retention
 from aced.training.state import TrainState
 
 FOLDER = params_lib.CHECKPOINTS
-DAMAGED = "damaged-"  # In front of the name of what is set aside.
 # How long processes wait for each other to have written a checkpoint.
 _TIMEOUT_SECONDS = 600
 # Arrays of which a device would write less are written by one alone.
 _SLICE_BYTES = 2**22
 _PAUSE_SECONDS = 5.0  # Between two tries to save what must be saved.
-
-
-class CheckpointError(ValueError):
-  """A checkpoint that does not fit the run that wants to restore it."""
 
 
 class NotSaved(OSError):
@@ -68,28 +63,35 @@ class Checkpoints:
     keep_every: int = 0,
     best: str = "",
   ):
-    self.best = best
     self.saved = self.failed = 0
     self.seconds_held = 0.0
     self.folder = pathlib.Path(workdir).resolve() / FOLDER
-    self._keep_last, self._keep_every = max(keep_last, 1), keep_every
+    self._retention = Retention(self.folder, keep_last, keep_every, best)
     self._first = jax.process_index() == 0
     self._saving: tuple[int, threading.Thread] | None = None
     self._error: BaseException | None = None  # Of what is being saved.
     self._why = ""  # Why the last one could not be.
     self._checkpointer = self._make()
-    self._latest = distributed.from_first(self._open() if self._first else None)
+    self._latest = distributed.from_first(
+      retention.newest(self.folder) if self._first else None
+    )
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exc) -> None:
-    self.wait()
-    self._checkpointer.close()
+  def __exit__(self, kind, error, trace) -> None:
+    if kind is None or not issubclass(kind, Exception):
+      self.wait()
+    elif self._saving is not None:
+      # The other processes may not come here, and are not asked.
+      self._saving[1].join()
+    self._close()
 
   def latest(self) -> int | None:
-    """The newest step that was saved whole, or None."""
-    self._settle()
+    """The newest step that is known to be saved whole, or None."""
+    alone = jax.process_count() == 1
+    if alone and self._saving and not self._saving[1].is_alive():
+      self._settle()
     return self._latest
 
   def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
@@ -106,6 +108,12 @@ class Checkpoints:
     self.wait()
     if step == self._latest:
       return
+    if self._first:
+      retention.clear(self.folder)
+    thread = threading.Thread(
+      target=self._finish, args=(step,), name="finishes a checkpoint"
+    )
+    self._saving = (step, thread)
     try:
       self._checkpointer.save(
         self.folder / str(step),
@@ -118,12 +126,7 @@ class Checkpoints:
       )
     except Exception as error:
       # Of any type: Orbax and TensorStore have many for a disk that is full.
-      self._failed(step, error)
-      return
-    thread = threading.Thread(
-      target=self._finish, args=(step,), name="finishes a checkpoint"
-    )
-    self._saving = (step, thread)
+      self._error = error
     thread.start()
     self.seconds_held += time.perf_counter() - began
 
@@ -143,8 +146,8 @@ class Checkpoints:
       if self._latest == step:
         return
       tries += 1
-      left = seconds - (time.monotonic() - began)
-      if not distributed.from_first(left > 0):
+      left = distributed.from_first(seconds - (time.monotonic() - began))
+      if left <= 0:
         raise NotSaved(
           f"step {step} could not be saved in {self.folder}, in {tries} tries"
           f" over {seconds:g} s ({self._why}); of those before,"
@@ -156,18 +159,12 @@ class Checkpoints:
   def keep_all(self) -> None:
     """Removes nothing from now on."""
     self.wait()
-    self._keep_last = sys.maxsize
+    self._retention.keep_all()
 
   def score(self, step: int, metrics: Mapping[str, float]) -> None:
     """Notes the metrics of a step, for keeping the best."""
-    if not self.best or self.best not in metrics or not self._first:
-      return
-    scores = self._scores() | {step: float(metrics[self.best])}
-    path = self.folder / params_lib.SCORES
-    try:
-      files.write_json(path, {"metric": self.best, "scores": scores})
-    except OSError as error:
-      logging.warning("%s cannot be written: %s", path, error)
+    if self._first:
+      self._retention.score(step, metrics)
 
   def metadata(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays."""
@@ -213,7 +210,7 @@ class Checkpoints:
     """Returns when what was being saved is on disk, or has failed."""
     if self._saving is not None:
       self._saving[1].join()
-    self._settle()
+      self._settle()
 
   def summary(self, step_seconds: float | None) -> str:
     """One line on what was saved, and how long that held the run up."""
@@ -232,37 +229,20 @@ class Checkpoints:
         state=ocp.PyTreeCheckpointHandler(type_handler_registry=_handlers()),
         metadata=ocp.JsonCheckpointHandler(),
       ),
-      async_options=ocp.AsyncOptions(timeout_secs=_TIMEOUT_SECONDS),
+      async_options=ocp.AsyncOptions(
+        timeout_secs=_TIMEOUT_SECONDS,
+        # Or threads of a save that failed at once are waited for at the end.
+        create_directories_asynchronously=False,
+      ),
       multiprocessing_options=ocp.options.MultiprocessingOptions(
         barrier_sync_key_prefix=f"try{self.failed}"
       ),
     )
 
-  def _open(self) -> int | None:
-    """Sets aside what is damaged; returns the newest step that is whole."""
-    if not self.folder.is_dir():
-      return None
-    for part in self.folder.glob("*orbax-checkpoint-tmp*"):
-      shutil.rmtree(part, ignore_errors=True)  # A save that was killed.
-    steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
-    for step in sorted(steps, reverse=True):
-      path = self.folder / str(step)
-      found = files.damage(path)
-      if found is None:
-        return step
-      aside = path.with_name(f"{DAMAGED}{step}")
-      logging.warning(
-        "the checkpoint of step %d is passed over: %s. It is set aside as %s.",
-        step,
-        found,
-        aside,
-      )
-      shutil.rmtree(aside, ignore_errors=True)
-      path.rename(aside)
-    return None
-
   def _finish(self, step):
     """Waits for a save, seals it, and removes what need not be kept."""
+    if self._error is not None:  # It did not even begin.
+      return
     try:
       self._checkpointer.wait_until_finished()
       if self._first:
@@ -271,23 +251,24 @@ class Checkpoints:
       self._error = error
       return
     if self._first:
-      self._remove_old(step)
+      self._retention.remove_old(step)
 
   def _settle(self):
-    """Takes note of a save that has come to an end."""
-    if self._saving is None or self._saving[1].is_alive():
-      return
+    """Takes note of a save that has come to an end, on all processes alike."""
     step, self._saving = self._saving[0], None
     error, self._error = self._error, None
-    if error is not None:
-      self._failed(step, error)
+    told = error and f"{type(error).__name__}: {_first_line(error)}"
+    # What was not sealed was not saved, whatever the others have seen.
+    why = distributed.from_first(told)
+    if why:
+      self._failed(step, why)
     else:
       self._latest = step
       self.saved += 1
 
-  def _failed(self, step, error):
+  def _failed(self, step, why):
     self.failed += 1
-    self._why = f"{type(error).__name__}: {_first_line(error)}"
+    self._why = why
     logging.warning(
       "step %d could not be saved in %s (%s); of the checkpoints before, %s.",
       step,
@@ -297,37 +278,18 @@ class Checkpoints:
     )
     # What was written takes room that the next one needs.
     if self._first:
-      for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-        shutil.rmtree(part, ignore_errors=True)
+      retention.clear(self.folder)
       if not files.is_sealed(self.folder / str(step)):
         shutil.rmtree(self.folder / str(step), ignore_errors=True)
+    self._close()
     self._checkpointer = self._make()
 
-  def _scores(self):
-    """Step -> the metric that checkpoints are kept by."""
+  def _close(self):
+    """Ends the threads of a checkpointer, whose errors are known by now."""
     try:
-      return params_lib.read_scores(self.folder, self.best)
-    except (OSError, ValueError, KeyError) as error:
-      path = self.folder / params_lib.SCORES
-      logging.warning("%s cannot be read and begins anew: %s", path, error)
-      return {}
-
-  def _remove_old(self, newest):
-    """Removes the checkpoints that no rule keeps."""
-    steps = params_lib.saved_steps(self.folder)
-    kept = {newest, *steps[-self._keep_last :]}
-    if self._keep_every:
-      kept |= {step for step in steps if step % self._keep_every == 0}
-    if self.best:
-      scores = self._scores()
-      scored = [step for step in steps if step in scores]
-      kept |= {max(scored, key=scores.get)} if scored else set()
-    for step in steps:
-      if step not in kept:
-        try:
-          files.remove(self.folder / str(step))
-        except OSError as error:
-          logging.warning("checkpoint %d cannot be removed: %s", step, error)
+      self._checkpointer.close()
+    except Exception as error:
+      logging.debug("%s", error)
 
   def _check(self, step, like):
     saved = self._checkpointer.metadata(self.folder / str(step)).item_metadata

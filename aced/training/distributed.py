@@ -74,7 +74,7 @@ def detect(
     return Cluster("slurm", named | _slurm_devices(environ))
   if only_address and int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
     return Cluster("mpi", named)
-  if named:
+  if named and named != {"num_processes": 1}:
     missing = [VARIABLES[name] for name in VARIABLES if name not in named]
     raise ValueError(
       f"of the three that tell processes of each other, {', '.join(missing)} is"

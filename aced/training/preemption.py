@@ -6,6 +6,7 @@ with several processes all of them get the same answer at the same question, so
 that none is left behind in a collective and all save the same step.
 """
 
+import http.client
 import itertools
 import os
 import signal
@@ -21,9 +22,9 @@ EXIT_AGAIN = 75
 EXIT_INTERRUPTED = 130  # As a shell has it for SIGINT.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_SECONDS = 0.2
-# How long processes wait for each other's answers; a preempted machine has 30 s
-# in all.
-_AGREE_SECONDS = 20.0
+# How long processes wait for each other's answers. One may still be compiling,
+# and the others then wait for it anyway; one that is lost ends the others.
+_AGREE_SECONDS = 900.0
 
 
 class Preempted(BaseException):
@@ -73,24 +74,25 @@ class Stop:
     self.why = ""
     self._process, self._processes = process, processes
     self._name = f"stop/{next(self._stops)}"
-    self._interrupted = False
+    self._interrupted = self._said = False
     self._asked = 0  # Questions answered so far.
     self._last: int | None = None  # The one that is answered by yes.
     # Held while an answer is given, and while processes agree on the last.
     self._lock = threading.Lock()
-    self._requested, self._closed = threading.Event(), threading.Event()
+    self._requested = False  # Set in a handler, which may take no lock.
+    self._closed = threading.Event()
     self._before: dict[int, object] = {}
     self._thread: threading.Thread | None = None
 
   def request(self, why: str) -> None:
     """Asks to stop; the first reason stays."""
     self.why = self.why or why
-    self._requested.set()
+    self._requested = True
 
   def due(self) -> bool:
     """Whether to stop now; every process asks equally often."""
     if self._processes == 1:
-      return self._requested.is_set()
+      return self._requested
     with self._lock:
       self._asked += 1
       return self._last is not None and self._asked >= self._last
@@ -113,6 +115,9 @@ class Stop:
   def __exit__(self, *error) -> None:
     self._closed.set()
     if self._thread is not None:
+      # Nobody is to wait for an answer of a process that asks no more.
+      with self._lock:
+        self._say()
       self._thread.join()
     for number, handler in self._before.items():
       signal.signal(number, handler)
@@ -130,7 +135,7 @@ class Stop:
     """Tells the others of a request, hears of theirs, and agrees on a time."""
     while not self._closed.wait(_LOOK_SECONDS):
       try:
-        if self._requested.is_set():
+        if self._requested:
           distributed.put(f"{self._name}/why/{self._process}", self.why)
         reasons = distributed.told(f"{self._name}/why")
         if reasons:
@@ -147,13 +152,18 @@ class Stop:
     """Stops after the question that the process furthest ahead was at."""
     with self._lock:
       # Nobody is given an answer until all have said how far they are.
-      at = f"{self._name}/at"
-      distributed.put(f"{at}/{self._process}", str(self._asked))
+      self._say()
       asked = [
-        int(distributed.get(f"{at}/{process}", _AGREE_SECONDS))
+        int(distributed.get(f"{self._name}/at/{process}", _AGREE_SECONDS))
         for process in range(self._processes)
       ]
       self._last = max(asked) + 1
+
+  def _say(self):
+    """Tells how many questions have been asked here, once."""
+    if not self._said:
+      self._said = True
+      distributed.put(f"{self._name}/at/{self._process}", str(self._asked))
 
 
 class Notices:
@@ -206,7 +216,7 @@ class Notices:
       for name, end in self.ENDS:
         try:
           value = _fetch(f"{self._url}/{name}", self._seconds)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
           if not told:
             logging.warning("no notices from %s: %s", self._url, error)
           told = True

@@ -76,7 +76,8 @@ class Session:
       alarms=make_alarms(run),
       bad=self.bad,
     )
-    self._due = False  # Whether the step that was saved is to be evaluated.
+    # Whether the step that was saved is still to be evaluated.
+    self._due = False
     if start:
       metadata = checkpoints.metadata(start)
       self.watch.resume(metadata)
@@ -143,6 +144,7 @@ class Session:
       NotSaved: the last one could not be saved.
     """
     self.watch.flush()
+    self._tracker.flush()
     with self._watchdog.paused():
       if last:
         patience = self.run.config.checkpoint.patience_seconds

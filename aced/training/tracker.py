@@ -29,6 +29,10 @@ class Tracker(ABC):
   def log(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Keeps scalar `metrics` of the training step `step`."""
 
+  def flush(self) -> None:
+    """Writes what waits, as far as it can be."""
+    return None
+
   @abstractmethod
   def close(self) -> None:
     """Writes what is left; closing twice is harmless."""
@@ -54,6 +58,8 @@ class JsonLines(Tracker):
       that the file ends up as that of a run never killed. None: a new run,
       which must not find lines of another.
     active: False writes and touches nothing; for processes but the first.
+    again: lines of `resume_step` with a metric whose name begins so are
+      removed as well, since they will be written again.
 
   Raises:
     FileExistsError: a new run, and the file holds metrics already.
@@ -65,6 +71,7 @@ class JsonLines(Tracker):
     path: str | os.PathLike,
     resume_step: int | None = None,
     active: bool = True,
+    again: str = "",
   ):
     self._file, self._waiting = None, []
     if not active:
@@ -77,7 +84,7 @@ class JsonLines(Tracker):
           f"{path} holds the metrics of another run; choose another workdir,"
           " or resume that run."
         )
-      _drop_after(path, resume_step)
+      _drop_after(path, resume_step, again)
     self._file = path.open("ab", buffering=0)
 
   def log(self, step, metrics):
@@ -87,6 +94,11 @@ class JsonLines(Tracker):
     line = {"step": int(step)} | {k: _jsonable(v) for k, v in _scalars(metrics)}
     self._waiting.append(json.dumps(line, allow_nan=False) + "\n")
     self._write()
+
+  def flush(self):
+    """Tries again to write the lines that wait."""
+    if self._waiting:
+      self._write()
 
   def close(self):
     """Closes the file."""
@@ -215,7 +227,7 @@ class WandB(Tracker):
 
 
 class Trackers(Tracker):
-  """Several trackers as one; one that fails is told of once, and left out."""
+  """Several trackers as one; one that fails is told of once and tried again."""
 
   def __init__(self, trackers: Iterable[Tracker]):
     self.trackers = tuple(trackers)
@@ -225,6 +237,10 @@ class Trackers(Tracker):
     """Logs to each, fetching what is still on devices once."""
     metrics = dict(_scalars(metrics))
     self._each(lambda tracker: tracker.log(step, metrics))
+
+  def flush(self):
+    """Flushes each."""
+    self._each(lambda tracker: tracker.flush())
 
   def close(self):
     """Closes each."""
@@ -261,6 +277,7 @@ def make_tracker(
   resume_step: int | None = None,
   config: Mapping[str, Any] | None = None,
   active: bool | None = None,
+  again: str = "",
 ) -> Tracker:
   """Returns JSON lines in `workdir/metrics.jsonl`, and the trackers named.
 
@@ -270,6 +287,7 @@ def make_tracker(
     resume_step: as of `JsonLines`.
     config: the resolved config; `name` is the project of Weights & Biases.
     active: whether this process writes; None: the first one alone does.
+    again: as of `JsonLines`.
 
   Raises:
     ConfigError: a name that is not known.
@@ -287,7 +305,7 @@ def make_tracker(
   others = [
     TRACKERS[name](workdir, resume_step, config or {}, active) for name in names
   ]
-  lines = JsonLines(workdir / METRICS_FILE, resume_step, active)
+  lines = JsonLines(workdir / METRICS_FILE, resume_step, active, again)
   return Trackers([lines, *others])
 
 
@@ -326,9 +344,17 @@ def _lines(path):
     yield line, parsed
 
 
-def _drop_after(path, step):
-  """Replaces the file by its lines up to `step`, at once or not at all."""
-  kept = "".join(text for text, line in _lines(path) if line["step"] <= step)
+def _drop_after(path, step, again):
+  """Replaces the file by its lines up to `step`, at once or not at all.
+
+  Those of that step itself that have a metric beginning with `again` go too.
+  """
+
+  def stays(line):
+    repeated = again and any(name.startswith(again) for name in line)
+    return line["step"] < step or (line["step"] == step and not repeated)
+
+  kept = "".join(text for text, line in _lines(path) if stays(line))
   temporary = path.with_name(path.name + ".tmp")
   with temporary.open("w", encoding="utf-8") as file:
     file.write(kept)

@@ -17,7 +17,7 @@ SKIPPED = "guard/skipped"
 
 
 class Diverged(ArithmeticError):
-  """A loss or a norm that is not finite.
+  """A loss or a norm that is not finite, once too often.
 
   Attributes:
     step: the number of the step that gave it.
@@ -163,7 +163,7 @@ class Watch:
     self.skipped = counts["skipped"]
     self.in_a_row = counts["skipped_in_a_row"]
     if self._alarms is not None:
-      self._alarms.counts.update(counts["alarms"])
+      self._alarms.counts.update(counts.get("alarms", {}))
 
   def _check_finite(self, step, metrics):
     """Counts a step that was skipped; raises `Diverged` for one that counts."""

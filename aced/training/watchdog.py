@@ -73,6 +73,7 @@ class Watchdog:
     self._times: collections.deque[float] = collections.deque(maxlen=_WINDOW)
     self._step: int | None = None
     self._last, self._paused, self._stalled = clock(), 0, False
+    self._since = self._last  # When the pause began.
     self._lock, self._end = threading.Lock(), threading.Event()
     self._thread: threading.Thread | None = None
 
@@ -91,10 +92,15 @@ class Watchdog:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Leaves the time inside out, such as that of evaluating and saving."""
+    """Leaves the time inside out, such as that of evaluating and saving.
+
+    It may take `first_seconds`, each time.
+    """
     with self._lock:
       self._paused += 1
       start = self._clock()
+      if self._paused == 1:
+        self._since = start
     try:
       yield
     finally:
@@ -112,8 +118,10 @@ class Watchdog:
       Whether it wrote them.
     """
     with self._lock:
-      waited, limit = self._clock() - self._last, self._limit()
-      fine = self._paused or self._stalled or waited <= limit
+      since = self._since if self._paused else self._last
+      limit = self._first if self._paused else self._limit()
+      waited = self._clock() - since
+      fine = self._stalled or waited <= limit
       if fine or not self._factor:
         return False
       self._stalled = True

@@ -46,6 +46,28 @@ class WorkdirError(ValueError):
   """The workdir holds another run."""
 
 
+def checked(where: str | os.PathLike) -> pathlib.Path:
+  """The path of a workdir, if a run can be saved there.
+
+  Raises:
+    WorkdirError: it is in a bucket, or has characters that Orbax trips over.
+  """
+  given = os.fspath(where)
+  if re.match(r"[A-Za-z0-9]+:/", given):
+    raise WorkdirError(
+      f"--workdir={given}: a bucket is not written to directly; mount it (Cloud"
+      " Storage FUSE, s3fs) and give the folder where it is mounted."
+    )
+  path = pathlib.Path(given).expanduser()
+  if set(str(path.resolve())) & set("*?[]"):
+    raise WorkdirError(
+      f"--workdir={given}: {path.resolve()} has one of * ? [ ] in it, with"
+      " which Orbax would save checkpoints without content and without a word;"
+      " choose another name."
+    )
+  return path
+
+
 def claim(where: str | pathlib.Path, config: Mapping[str, Any]) -> list[str]:
   """Makes a workdir this run's, or checks that it already is.
 
@@ -62,18 +84,6 @@ def claim(where: str | pathlib.Path, config: Mapping[str, Any]) -> list[str]:
     WorkdirError: the workdir holds a run of another config; says which keys.
     HostsDiffer: another process sees another folder.
   """
-  if "://" in str(where):
-    raise WorkdirError(
-      f"--workdir={where}: a bucket is not written to directly; mount it (Cloud"
-      " Storage FUSE, s3fs) and give the folder where it is mounted."
-    )
-  resolved = str(pathlib.Path(where).resolve())
-  if set(resolved) & set("*?[]"):
-    raise WorkdirError(
-      f"--workdir={where}: {resolved} has one of * ? [ ] in it, with which"
-      " Orbax would save checkpoints without content and without a word;"
-      " choose another name."
-    )
   changed = []
   if jax.process_index() == 0:
     changed = _claim(where, config)
@@ -145,9 +155,10 @@ def held(where: str | pathlib.Path, seconds: float = HELD_SECONDS):
           " wait for it to end, or choose another --workdir."
         )
       time.sleep(0.1)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # The disk may be full; the lock holds.
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+      file.flush()
     yield
 
 

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from aced.training.checkpoints import DAMAGED, FOLDER
+from aced.training.checkpoints import FOLDER
+from aced.training.retention import DAMAGED
 from tests.faults import harness
 from tests.faults.harness import assert_same_run
 from tests.training.checkpoints_test import spoil

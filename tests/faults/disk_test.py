@@ -22,8 +22,8 @@ from tests.faults.harness import Trainer, assert_same_run
 STEPS = 48
 FLAGS = (f"--config.total_steps={STEPS}",)
 EVERY = 3  # Steps between two saves.
-# A checkpoint takes 0.55 MB, and the next one is written beside it.
-SIZE = "2m"
+# A checkpoint takes 0.55 MB; two are kept, and the next is written beside them.
+SIZE = "4m"
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +220,32 @@ def test_full_to_the_end(whole, disk, seed):
     assert re.search(told, trainer.log(), re.MULTILINE)
   harness.train(disk, *flags)
   assert_nothing_lost(whole, disk)
+
+
+SEAL_FAILS = """
+import sys
+from aced import files
+seal, calls = files.seal, []
+def fails(folder):
+  calls.append(folder)
+  if len(calls) == 2:
+    raise OSError(28, "No space left on device")
+  seal(folder)
+files.seal = fails
+import runpy
+sys.argv[0] = "aced.train"
+runpy.run_module("aced.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.faults
+def test_a_save_that_fails_on_the_first_of_two_fails_on_both(tmp_path):
+  """The first alone seals; the other hears of it, and the next save goes well."""
+  whole, workdir = tmp_path / "whole", tmp_path / "workdir"
+  harness.train(whole, processes=2)
+  with Trainer(workdir, processes=2, program=SEAL_FAILS) as trainer:
+    assert trainer.wait() == [0, 0], trainer.log()[-3000:]
+    for k in range(2):
+      assert "step 6 could not be saved in" in trainer.log(k)
+  assert harness.saved(workdir)[-1] == harness.saved(whole)[-1]
+  assert_same_run(whole, workdir)

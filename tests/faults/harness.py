@@ -30,6 +30,7 @@ class Trainer:
     devices: CPU devices of each.
     each: more flags of each process.
     folders: in which each is started.
+    program: Python that runs the command, in its place.
     env: more variables of the environment.
   """
 
@@ -41,6 +42,7 @@ class Trainer:
     devices=1,
     each=None,
     folders=None,
+    program="",
     env=None,
   ):
     self.workdir = pathlib.Path(workdir)
@@ -54,12 +56,13 @@ class Trainer:
         port,
         (*flags, *(each[k] if each else ())),
         folders[k] if folders else REPOSITORY,
+        ("-c", program) if program else ("-m", "aced.train"),
         env or {},
       )
       for k in range(processes)
     ]
 
-  def _start(self, k, processes, devices, port, flags, folder, env):
+  def _start(self, k, processes, devices, port, flags, folder, run, env):
     log = self._logs.enter_context(log_path(self.workdir, k).open("ab"))
     together = (
       f"--coordinator=localhost:{port}",
@@ -78,7 +81,7 @@ class Trainer:
     }
     return subprocess.Popen(
       [
-        *(sys.executable, "-m", "aced.train"),
+        *(sys.executable, *run),
         *(f"--workdir={self.workdir}", f"--config={REPOSITORY / CONFIG}"),
         *(together if processes > 1 else ()),
         *flags,

@@ -8,12 +8,11 @@ from aced import files
 from aced.models import params as params_lib
 from aced.training import checkpoints as checkpoints_lib
 from aced.training.checkpoints import (
-  DAMAGED,
   FOLDER,
-  CheckpointError,
   Checkpoints,
   NotSaved,
 )
+from aced.training.retention import DAMAGED, CheckpointError
 from tests.training.step_test import METHODS
 from tests.training.toy import Setup
 
@@ -177,11 +176,53 @@ def test_a_damaged_checkpoint_is_passed_over(saved, seed, caplog):
     assert_same(reopened(workdir)[1], states[1])
 
 
-def test_all_damaged_is_a_new_start(saved):
+def test_all_unfinished_is_a_new_start(saved):
   workdir, _ = saved
   for step in (1, 2):
     (workdir / FOLDER / str(step) / files.MANIFEST).unlink()
   assert reopened(workdir) == (None, None)
+
+
+def test_all_damaged_is_told_and_nothing_is_lost(saved):
+  workdir, _ = saved
+  for step in (1, 2):
+    (workdir / FOLDER / str(step) / "metadata" / "metadata").write_text("{}")
+  with pytest.raises(CheckpointError, match=r"is whole \(step 2: .*; step 1: "):
+    reopened(workdir)
+  for step in (1, 2):
+    assert (workdir / FOLDER / f"{DAMAGED}{step}" / files.MANIFEST).exists()
+
+
+def test_what_cannot_be_read_is_no_damage(saved, monkeypatch):
+  workdir, _ = saved
+
+  def unreadable(file, algorithm):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(files.hashlib, "file_digest", unreadable)
+  with pytest.raises(PermissionError):
+    reopened(workdir)
+  monkeypatch.undo()
+  assert reopened(workdir)[0] == 2
+
+
+def test_folders_of_other_names_are_left_alone(saved):
+  workdir, _ = saved
+  for name in ("\u00b2", "007", "old"):
+    (workdir / FOLDER / name).mkdir()
+  assert reopened(workdir)[0] == 2
+
+
+def test_a_score_that_is_no_number_is_not_the_best(saved):
+  workdir, _ = saved
+  with Checkpoints(workdir, keep_last=2, best="R@1") as checkpoints:
+    checkpoints.score(1, {"R@1": 0.5})
+    checkpoints.score(2, {"R@1": float("nan")})
+  assert params_lib.find_checkpoint(f"{workdir}@best")[1] == 1
+  (workdir / FOLDER / params_lib.SCORES).write_text("[]")
+  with Checkpoints(workdir, keep_last=2, best="R@1") as checkpoints:
+    checkpoints.score(2, {"R@1": 0.1})
+  assert params_lib.find_checkpoint(f"{workdir}@best")[1] == 2
 
 
 def test_weights_of_a_damaged_checkpoint_are_refused(saved):

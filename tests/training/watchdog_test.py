@@ -157,7 +157,7 @@ def test_what_comes_before_the_first_step_is_no_step_time(make, clock):
 
 
 def test_evaluation_and_saving_are_left_out(make, clock):
-  dog = make()
+  dog = make(first_seconds=2000.0)
   clock.wait(1.0)
   with dog.paused():
     clock.wait(1000.0)
@@ -172,6 +172,15 @@ def test_evaluation_and_saving_are_left_out(make, clock):
   assert dog.look()
   dog.beat(5)
   assert max(dog._times) == pytest.approx(20.1)
+
+
+def test_a_pause_without_end_is_a_stall(make, clock, out):
+  dog = make(first_seconds=100.0)
+  with dog.paused():
+    clock.wait(99.0)
+    assert not dog.look()
+    clock.wait(2.0)
+    assert dog.look() and "another one within 100.0 s" in out.getvalue()
 
 
 def test_a_pause_that_fails_ends_too(make, clock):

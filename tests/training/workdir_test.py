@@ -2,12 +2,14 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from aced import config as config_lib
+from aced.train import train
 from aced.training import workdir
 from aced.training.workdir import WorkdirError
 from tests.config_test import curated
@@ -81,13 +83,19 @@ def test_what_another_program_left_is_not_taken_over(tmp_path, name):
 @pytest.mark.parametrize("name", ["a[0]", "b*", "c?"])
 def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
   with pytest.raises(WorkdirError, match=r"has one of \* \? \[ \] in it"):
-    workdir.claim(tmp_path / name / "run", config())
+    train({"batch_size": 8, "total_steps": 3}, tmp_path / name / "run")
   assert not (tmp_path / name).exists()
 
 
-def test_a_bucket_is_to_be_mounted(tmp_path):
-  with pytest.raises(WorkdirError, match="gs://bucket/run: a bucket is not"):
-    workdir.claim("gs://bucket/run", config())
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_a_bucket_is_to_be_mounted(kind):
+  with pytest.raises(WorkdirError, match="bucket/run: a bucket is not written"):
+    train({"batch_size": 8, "total_steps": 3}, kind("gs://bucket/run"))
+
+
+def test_home_is_known(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert workdir.checked("~/run") == tmp_path / "run"
 
 
 def test_a_damaged_config_is_named(tmp_path):
