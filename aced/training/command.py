@@ -5,8 +5,10 @@ host was lost: the same command goes on; 130, interrupted from the keyboard;
 1 and 2, wrong input or a run that diverged: another try would not help.
 """
 
+import logging as python_logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -64,6 +66,7 @@ def run(function: Callable[[], None]) -> None:
       raise app.UsageError(f"arguments {argv[1:]} are not known; see --help.")
     # The libraries below tell every detail of what they do at INFO.
     logging.set_verbosity(logging.WARNING)
+    _quieten()
     try:
       _join()
       if jax.process_count() == 1:
@@ -110,6 +113,18 @@ class _Ending(RollCall):
       self.leave(0)
       return
     super().__exit__(kind, error, trace)
+
+
+def _quieten() -> None:
+  """Leaves it to us to tell of a checkpoint that could not be saved.
+
+  Orbax would do so in some hundred tracebacks, one for each array.
+  """
+  python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+  logging.get_absl_handler().addFilter(
+    lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
+  )
+  warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 
 
 def _join() -> None:

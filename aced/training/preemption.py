@@ -129,6 +129,10 @@ class Stop:
       signal.signal(number, signal.SIG_DFL)
       os.kill(os.getpid(), number)
     self._interrupted |= number == signal.SIGINT
+    if not self._requested:
+      name = signal.Signals(number).name
+      # Not by `print`, which the signal may have interrupted.
+      os.write(2, f"\n{name}: the step is finished and saved first\n".encode())
     self.request(signal.Signals(number).name)
 
   def _listen(self):

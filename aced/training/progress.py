@@ -108,6 +108,8 @@ class Progress:
       yield
     finally:
       self._speed.skip(self._clock() - start)
+      if self._bar is not None and what:
+        self._draw()
 
   def close(self) -> None:
     """Leaves the bar as it stands; closing twice is harmless."""

@@ -109,7 +109,9 @@ class Session:
       if self._due:
         self.evaluate(state, step)
         return self.scores
-    return self._evaluate(state, step, lambda: None)
+    scores = self._evaluate(state, step, lambda: None)
+    self._progress.write(summary(step, scores))
+    return scores
 
   def took(
     self,

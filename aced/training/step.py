@@ -104,8 +104,8 @@ class TrainStep:
   could not be used, by the code of their cause; and `sketch`, of the records
   that were chosen.
 
-  A step whose loss or gradient is not finite changes nothing but `state.step`,
-  and says so by the metric `guard/skipped`.
+  A step whose loss, gradient or update is not finite changes nothing but
+  `state.step`, and says so by the metric `guard/skipped`.
 
   Attributes:
     model: the student.
@@ -132,11 +132,13 @@ class TrainStep:
     draw = self.draw(draw_rng, state.params, frozen, batch)
     (_, metrics), gradients = self.gradients(state.params, draw, dropout_rngs)
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
     updates, opt_state = self.optimizer.update(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    moved = optax.tree.norm(updates)
+    watched = metrics["loss"], norm, moved, optax.tree.norm(params)
+    finite = jnp.isfinite(jnp.stack(watched)).all()
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old),
       (params, opt_state),
@@ -146,7 +148,7 @@ class TrainStep:
       "guard/skipped": ~finite,
       "norm/gradient": norm,
       "norm/parameters": optax.tree.norm(params),
-      "norm/updates": jnp.where(finite, optax.tree.norm(updates), 0.0),
+      "norm/updates": moved,
       **data_metrics(batch, draw.learn, draw.selection),
     }
     state = state.replace(

@@ -35,7 +35,11 @@ class Diverged(ArithmeticError):
     self.step, self.good = step, skipped > 0
     self.parts = dict(parts)
     values = ", ".join(f"{name} = {value}" for name, value in parts.items())
-    kept = f"step {saved} is kept" if saved else "there is none yet"
+    kept = (
+      f"The checkpoint of step {saved} is kept."
+      if saved
+      else "There is no checkpoint yet."
+    )
     if self.good:
       what = (
         f"It is the {_th(skipped)} in a row; they changed nothing"
@@ -44,8 +48,8 @@ class Diverged(ArithmeticError):
     else:
       what = "Nothing was saved from it."
     super().__init__(
-      f"step {step} is not finite: {values}. {what} Of the last good"
-      f" checkpoints, {kept}. Lower the learning rate, or clip"
+      f"step {step} is not finite: {values}. {what} {kept} Lower the learning"
+      " rate, or clip"
       " (config.optimizer.learning_rate, config.optimizer.clip)."
     )
 

@@ -37,6 +37,7 @@ ALL_GPUS = {"local_device_ids": []}
   ("environ", "given", "want"),
   [
     ({}, {}, Cluster("", {})),
+    ({"JAX_NUM_PROCESSES": "1"}, {}, Cluster("", {})),
     (NAMED, {}, Cluster("flags", ARGUMENTS | SAID)),
     (
       NAMED,

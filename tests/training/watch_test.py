@@ -54,7 +54,7 @@ def test_other_metrics_may_be_infinite():
   assert not_finite({"curation/pool_score": infinite, "loss": 1.0}) == {}
   watch, _, _ = make()
   watch.push(1, {"norm/gradient": infinite})
-  with pytest.raises(Diverged, match="there is none yet"):
+  with pytest.raises(Diverged, match="There is no checkpoint yet"):
     watch.flush()
 
 
