@@ -75,16 +75,6 @@ parse() {
   done
 }
 
-# matches FLAG VALUE PATTERN WHAT: a missing value is named, and a wrong one.
-# The patterns allow nothing that means something in YAML or in the template.
-matches() {
-  if [ -z "$2" ]; then
-    wrong "$1 is missing: $4"
-  elif [[ ! "$2" =~ ^($3)$ ]]; then
-    wrong "$1 is '$2'; expected $4"
-  fi
-}
-
 check_workdir() {
   local previous="" word
   for word in "$@"; do
@@ -112,6 +102,7 @@ check_chips() {
 
 check() {
   local label='[a-z0-9]([-a-z0-9]*[a-z0-9])?' count='[1-9][0-9]{0,5}'
+  # The patterns allow nothing that means something in YAML or in the template.
   # Pods are named NAME-train-0-HOST-abcde, in 63 letters.
   matches --name "$name" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \
     "at most 40 lower-case letters, digits and dashes, a letter first"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the launchers: which exit codes of a training mean "go on", and
-# what `--help` prints.
+# what the launchers say of their arguments.
 #
 #   . launch/restart.sh
 #   if goes_on "$code"; then echo "the same command is started again"; fi
@@ -25,4 +25,14 @@ goes_on() {
 # print_header FILE: prints the comment at the top of a script.
 print_header() {
   sed -n '2,/^$/s/^# \{0,1\}//p' "$1"
+}
+
+# matches FLAG VALUE PATTERN WHAT: a missing value is named, and a wrong one, by
+# the caller's function `wrong`.
+matches() {
+  if [ -z "$2" ]; then
+    wrong "$1 is missing: $4"
+  elif [[ ! "$2" =~ ^($3)$ ]]; then
+    wrong "$1 is '$2'; expected $4"
+  fi
 }

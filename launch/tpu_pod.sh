@@ -114,15 +114,6 @@ parse() {
   done
 }
 
-# matches FLAG VALUE PATTERN WHAT: a missing value is named, and a wrong one.
-matches() {
-  if [ -z "$2" ]; then
-    wrong "$1 is missing: $4"
-  elif [[ ! "$2" =~ ^($3)$ ]]; then
-    wrong "$1 is '$2'; expected $4"
-  fi
-}
-
 check_workdir() {
   local word
   for word in "$@"; do

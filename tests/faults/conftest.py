@@ -1,5 +1,8 @@
 """How many tries of each fault: a few, or with --faults as many as claimed."""
 
+import re
+import shutil
+
 import pytest
 
 
@@ -18,3 +21,11 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if item.get_closest_marker("faults"):
       item.add_marker(skip)
+
+
+@pytest.fixture
+def workdir(whole, request):
+  """A workdir beside that of the undisturbed run, for one try."""
+  path = whole.with_name(re.sub(r"\W+", "_", request.node.name))
+  yield path
+  shutil.rmtree(path, ignore_errors=True)

@@ -7,8 +7,6 @@ import collections
 import json
 import os
 import pathlib
-import re
-import shutil
 import signal
 import time
 
@@ -56,14 +54,6 @@ def whole(flags, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("data") / "whole"
   harness.train(workdir, *flags, READ_BY_PROCESSES)
   return workdir
-
-
-@pytest.fixture
-def workdir(whole, request):
-  """A workdir beside it, for one try."""
-  path = whole.with_name(re.sub(r"\W+", "_", request.node.name))
-  yield path
-  shutil.rmtree(path, ignore_errors=True)
 
 
 READ_BY_PROCESSES = f"--config.input.num_workers={READERS}"

@@ -3,8 +3,6 @@
 Without --faults a few tries of each, and with it as many as are worth a claim.
 """
 
-import re
-import shutil
 import signal
 import time
 
@@ -26,14 +24,6 @@ def whole(tmp_path_factory):
   harness.train(workdir)
   assert harness.steps_taken(workdir) == STEPS
   return workdir
-
-
-@pytest.fixture
-def workdir(whole, request):
-  """A workdir beside it, for one try."""
-  path = whole.with_name(re.sub(r"\W+", "_", request.node.name))
-  yield path
-  shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.mark.tries(1, 20)
