@@ -33,6 +33,15 @@ def pytest_addoption(parser):
   )
 
 
+def pytest_collection_modifyitems(config, items):
+  if config.getoption("--faults"):
+    return
+  skip = pytest.mark.skip(reason="one of the long form; run with --faults")
+  for item in items:
+    if item.get_closest_marker("faults"):
+      item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
   """The root of the checkout."""

@@ -14,15 +14,6 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("seed", range(long if many else short))
 
 
-def pytest_collection_modifyitems(config, items):
-  if config.getoption("--faults"):
-    return
-  skip = pytest.mark.skip(reason="one of the long form; run with --faults")
-  for item in items:
-    if item.get_closest_marker("faults"):
-      item.add_marker(skip)
-
-
 @pytest.fixture
 def workdir(whole, request):
   """A workdir beside that of the undisturbed run, for one try."""

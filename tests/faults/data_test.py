@@ -179,6 +179,7 @@ def runs(process):
     return False
 
 
+@pytest.mark.faults
 @pytest.mark.tries(1, 5)
 def test_readers_are_killed(whole, workdir, flags, seed):
   rng = np.random.default_rng(100 + seed)
@@ -193,6 +194,7 @@ def test_readers_are_killed(whole, workdir, flags, seed):
   assert "is masked: reading it" not in trainer.log()
 
 
+@pytest.mark.faults
 @pytest.mark.tries(1, 5)
 def test_a_reader_hangs(whole, workdir, flags, seed):
   rng = np.random.default_rng(200 + seed)
@@ -216,6 +218,7 @@ def by_two(flags):
   return (*flags, f"--config.input.num_workers={READERS // 2}")
 
 
+@pytest.mark.faults
 def test_broken_records_of_all_processes_are_counted(whole, workdir, flags):
   harness.train(workdir, *by_two(flags), processes=2)
   assert_exact(workdir)

@@ -196,6 +196,7 @@ def test_full_for_a_while(whole, disk, seed):
   assert_nothing_lost(whole, disk)
 
 
+@pytest.mark.faults
 @pytest.mark.tries(1, 5)
 @pytest.mark.parametrize(
   "trouble", [read_only, pytest.param(a_file, marks=pytest.mark.faults)]
@@ -208,6 +209,7 @@ def test_folder_of_checkpoints_is_spoilt_for_a_while(
   assert_nothing_lost(whole, workdir)
 
 
+@pytest.mark.faults
 @pytest.mark.tries(1, 5)
 def test_full_to_the_end(whole, disk, seed):
   flags = (*FLAGS, "--config.checkpoint.patience_seconds=2")

@@ -63,7 +63,7 @@ def during_evaluation(trainer, workdir, rng):
 @pytest.mark.parametrize(
   "reach",
   [
-    during_step,
+    pytest.param(during_step, marks=pytest.mark.faults),
     pytest.param(during_save, marks=pytest.mark.faults),
     during_evaluation,
   ],

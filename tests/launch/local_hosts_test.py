@@ -322,6 +322,7 @@ def test_wrong_settings_are_named(run):
 
 
 @pytest.mark.slow
+@pytest.mark.faults  # tests/faults trains two processes already.
 def test_two_processes_train(run, tmp_path):
   code, out, err = run(
     2,
