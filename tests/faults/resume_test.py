@@ -129,13 +129,8 @@ def still(whole):
   return workdir
 
 
-@pytest.mark.parametrize(
-  ("before", "after"),
-  [
-    pytest.param(*move, marks=[] if k == 1 else pytest.mark.faults)
-    for k, move in enumerate(MOVES)
-  ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize(("before", "after"), MOVES)
 def test_moved_to_other_processes_and_devices(still, workdir, before, after):
   processes, devices = before
   with Trainer(
