@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import inspect
 import queue
 import threading
 import time
@@ -111,6 +112,8 @@ class DeviceBatches:
     """Stops reading ahead, and closes the host iterator."""
     self._finalizer()
     self._ended = self._ended or StopIteration()
+    if inspect.isgenerator(self._source):
+      self._thread.join()  # One that is running cannot be closed.
     if hasattr(self._source, "close"):
       self._source.close()  # The thread may be waiting for a batch of it.
     self._thread.join()
