@@ -77,4 +77,5 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["aced", "aced.*"]),
   install_requires=CORE,
   extras_require=EXTRAS,
+  entry_points={"aced.models": ["big_vision = aced.bv.models:build"]},
 )

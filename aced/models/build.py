@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.metadata
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +17,13 @@ from aced.models.vit import ViT
 
 MODELS = {"two_towers": TwoTowers}
 TOWERS = {"image": ViT, "text": TextTransformer}
-COMMON = {"remat": transformer.REMAT, "dtype_mm": ("float32", "bfloat16")}
+# The group of entry points by which other packages add families of models.
+FAMILIES = "aced.models"
+COMMON = {
+  "remat": transformer.REMAT,
+  "dtype_mm": ("float32", "bfloat16"),
+  "activation": tuple(transformer.ACTIVATIONS),
+}
 CHOICES = {
   "image": {"pool_type": vit.POOLS, "posemb": vit.POSITIONS, **COMMON},
   "text": {"pool_type": text.POOLS, **COMMON},
@@ -27,11 +34,13 @@ def build(config: Mapping[str, Any]) -> nn.Module:
   """Builds a model.
 
   Args:
-    config: "model" (a key of `MODELS`; "two_towers" if absent) and its fields;
-      "variant" names a pair of towers, over which fields that are given win.
+    config: "model" (a key of `MODELS`, "two_towers" if absent, or
+      "family:name", see `FAMILIES`) and its fields; "variant" names a pair of
+      towers, over which fields that are given win.
 
   Returns:
-    The flax module.
+    The flax module; of a family, an object with its `init` and `apply`, and
+    with `count(image_size, text_length) -> costs.PairCost`.
 
   Raises:
     ValueError: an unknown model, field, variant or choice, a value of another
@@ -39,9 +48,12 @@ def build(config: Mapping[str, Any]) -> nn.Module:
   """
   fields = complete(config)
   name = fields.pop("model", "two_towers")
+  if ":" in name:
+    return _of_family(name, fields)
   if name not in MODELS:
     raise ValueError(
-      f"model={name!r} is not known; it is one of {', '.join(MODELS)}."
+      f"model={name!r} is not known; it is one of {', '.join(MODELS)}, or"
+      f" 'family:name' with one of {', '.join(_families()) or 'none'}."
     )
   for tower, module in TOWERS.items():
     fields[tower] = _tower(tower, module, fields.get(tower, {}))
@@ -53,6 +65,24 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     )
   _check_widths(model)
   return model
+
+
+def _families():
+  """Family -> its entry point: `build(name, fields)` returns a model."""
+  found = importlib.metadata.entry_points(group=FAMILIES)
+  return {point.name: point for point in found}
+
+
+def _of_family(name, fields):
+  family, _, inside = name.partition(":")
+  families = _families()
+  if family not in families:
+    raise ValueError(
+      f"model={name!r}: no family {family!r} of models is installed; there are"
+      f" {', '.join(families) or 'none'} (entry points {FAMILIES!r}; for those"
+      " of this package, pip install it)."
+    )
+  return families[family].load()(inside, fields)
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:

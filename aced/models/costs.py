@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from aced.models import variants
 from aced.models.build import build
 from aced.models.text import TextTransformer
-from aced.models.two_towers import heads
+from aced.models.two_towers import TwoTowers, heads
 from aced.models.vit import ViT, kept_tokens
 
 
@@ -80,6 +80,8 @@ def count(
     ValueError: as `build`, or the picture does not divide into patches.
   """
   model = build(config)
+  if not isinstance(model, TwoTowers):
+    return model.count(image_size, text_length)
   out_dim = heads(model.out_dim)
   image = ViT(**{"num_classes": out_dim[0], **model.image})
   text = TextTransformer(**{"num_classes": out_dim[1], **model.text})
@@ -105,6 +107,7 @@ def count_image(tower: ViT, image_size: int) -> TowerCost:
   tokens = len(kept_tokens(tokens, tower.token_drop))
   if tower.pool_type == "tok":
     tokens, params = tokens + 1, params + d
+  params += 2 * d if tower.pre_norm else 0
   return _finish(tower, shape, tokens, macs, params)
 
 

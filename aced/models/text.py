@@ -13,7 +13,7 @@ POOLS = ("last", "first", "argmax", "map", "gap")
 
 
 class TextTransformer(nn.Module):
-  """A transformer over token ids, with attention in both directions.
+  """A transformer over token ids.
 
   Attributes:
     variant: such as "B", a width of `variants.WIDTHS`; or "" with the next four
@@ -30,6 +30,10 @@ class TextTransformer(nn.Module):
     scan: see `transformer.Encoder`.
     remat: see `transformer.Encoder`.
     dtype_mm: dtype of the matrix products, "float32" or "bfloat16".
+    activation: see `transformer.Block`.
+    norm_eps: see `transformer.Block`.
+    causal: whether a token sees itself and those before it alone, as in CLIP;
+      else attention goes in both directions.
   """
 
   variant: str = ""
@@ -44,6 +48,9 @@ class TextTransformer(nn.Module):
   scan: bool = False
   remat: str = "none"
   dtype_mm: str = "float32"
+  activation: str = "gelu_tanh"
+  norm_eps: float = 1e-6
+  causal: bool = False
 
   @nn.compact
   def __call__(
@@ -74,6 +81,9 @@ class TextTransformer(nn.Module):
       scan=self.scan,
       remat=self.remat,
       dtype_mm=self.dtype_mm,
+      activation=self.activation,
+      norm_eps=self.norm_eps,
+      causal=self.causal,
       name="Encoder_0",
     )(x, train)
     out = {"encoded": x}
@@ -100,6 +110,8 @@ class TextTransformer(nn.Module):
         num_heads=shape.num_heads,
         mlp_dim=shape.mlp_dim,
         dtype_mm=self.dtype_mm,
+        activation=self.activation,
+        norm_eps=self.norm_eps,
         name="MAPHead_0",
       )(x)
     raise ValueError(

@@ -1,5 +1,6 @@
 """The blocks that both towers are made of, with big_vision's parameter tree."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,20 +21,29 @@ POLICIES = (
   "checkpoint_dots_with_no_batch_dims",
 )
 REMAT = ("none", "full", *POLICIES)
+# Name -> activation of the MLPs. big_vision and SigLIP have "gelu_tanh", CLIP
+# as OpenAI trained it "quick_gelu".
+ACTIVATIONS = {
+  "gelu_tanh": nn.gelu,
+  "gelu": functools.partial(nn.gelu, approximate=False),
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
 
 class MlpBlock(nn.Module):
-  """Two dense layers with a GELU between them (tanh form, as big_vision).
+  """Two dense layers with an activation between them.
 
   Attributes:
     mlp_dim: width of the hidden layer; four times the input's if None.
-    dropout: rate after the GELU.
+    dropout: rate after the activation.
     dtype_mm: dtype of the matrix products.
+    activation: a key of `ACTIVATIONS`.
   """
 
   mlp_dim: int | None = None
   dropout: float = 0.0
   dtype_mm: str = "float32"
+  activation: str = "gelu_tanh"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -45,7 +55,7 @@ class MlpBlock(nn.Module):
     }
     width = x.shape[-1]
     x = nn.Dense(self.mlp_dim or 4 * width, name="Dense_0", **init)(x)
-    x = nn.gelu(placement.rows(x))
+    x = ACTIVATIONS[self.activation](placement.rows(x))
     x = nn.Dropout(rate=self.dropout)(x, deterministic=not train)
     return nn.Dense(width, name="Dense_1", **init)(x)
 
@@ -58,25 +68,36 @@ class Block(nn.Module):
     num_heads: attention heads.
     dropout: rate on both branches.
     dtype_mm: dtype of the matrix products; the residual stream keeps its own.
+    activation: of the MLP, a key of `ACTIVATIONS`.
+    norm_eps: what layer norms add to the variance.
+    causal: whether a position sees itself and those before it alone.
   """
 
   mlp_dim: int | None = None
   num_heads: int = 12
   dropout: float = 0.0
   dtype_mm: str = "float32"
+  activation: str = "gelu_tanh"
+  norm_eps: float = 1e-6
+  causal: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False):
     """Maps `(n, l, d)` to itself; the second value is a scan's empty output."""
     drop = nn.Dropout(rate=self.dropout, deterministic=not train)
     x = placement.rows(x)
-    y = nn.LayerNorm(name="LayerNorm_0")(x)
-    y = placement.rows(attention(self.num_heads, self.dtype_mm)(y, y))
-    x = x + drop(y).astype(x.dtype)
-    y = nn.LayerNorm(name="LayerNorm_1")(x)
-    y = MlpBlock(self.mlp_dim, self.dropout, self.dtype_mm, name="MlpBlock_0")(
-      y, train
-    )
+    seen = np.tri(x.shape[1], dtype=bool)[None, None] if self.causal else None
+    y = nn.LayerNorm(self.norm_eps, name="LayerNorm_0")(x)
+    y = attention(self.num_heads, self.dtype_mm)(y, y, mask=seen)
+    x = x + drop(placement.rows(y)).astype(x.dtype)
+    y = nn.LayerNorm(self.norm_eps, name="LayerNorm_1")(x)
+    y = MlpBlock(
+      self.mlp_dim,
+      self.dropout,
+      self.dtype_mm,
+      self.activation,
+      name="MlpBlock_0",
+    )(y, train)
     return placement.rows(x + drop(y).astype(x.dtype)), None
 
 
@@ -93,6 +114,9 @@ class Encoder(nn.Module):
     remat: "none", "full", or one of `POLICIES`: what is kept from the forward
       pass instead of being computed again.
     dtype_mm: dtype of the matrix products.
+    activation: see `Block`.
+    norm_eps: see `Block`.
+    causal: see `Block`.
   """
 
   depth: int
@@ -102,6 +126,9 @@ class Encoder(nn.Module):
   scan: bool = False
   remat: str = "none"
   dtype_mm: str = "float32"
+  activation: str = "gelu_tanh"
+  norm_eps: float = 1e-6
+  causal: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -112,6 +139,9 @@ class Encoder(nn.Module):
       "num_heads": self.num_heads,
       "dropout": self.dropout,
       "dtype_mm": self.dtype_mm,
+      "activation": self.activation,
+      "norm_eps": self.norm_eps,
+      "causal": self.causal,
     }
     if self.scan:
       x, _ = nn.scan(
@@ -124,7 +154,7 @@ class Encoder(nn.Module):
     else:
       for k in range(self.depth):
         x, _ = block(name=f"encoderblock_{k}", **fields)(x, train)
-    return nn.LayerNorm(name="encoder_norm")(x)
+    return nn.LayerNorm(self.norm_eps, name="encoder_norm")(x)
 
 
 class MAPHead(nn.Module):
@@ -134,11 +164,15 @@ class MAPHead(nn.Module):
     mlp_dim: width of the MLP's hidden layer.
     num_heads: attention heads.
     dtype_mm: dtype of the matrix products.
+    activation: see `Block`.
+    norm_eps: see `Block`.
   """
 
   mlp_dim: int | None = None
   num_heads: int = 12
   dtype_mm: str = "float32"
+  activation: str = "gelu_tanh"
+  norm_eps: float = 1e-6
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -149,8 +183,13 @@ class MAPHead(nn.Module):
     )
     probe = jnp.tile(probe.astype(x.dtype), (n, 1, 1))
     x = attention(self.num_heads, self.dtype_mm)(probe, x).astype(x.dtype)
-    y = nn.LayerNorm(name="LayerNorm_0")(x)
-    y = MlpBlock(self.mlp_dim, dtype_mm=self.dtype_mm, name="MlpBlock_0")(y)
+    y = nn.LayerNorm(self.norm_eps, name="LayerNorm_0")(x)
+    y = MlpBlock(
+      self.mlp_dim,
+      dtype_mm=self.dtype_mm,
+      activation=self.activation,
+      name="MlpBlock_0",
+    )(y)
     return (x + y.astype(x.dtype))[:, 0]
 
 

@@ -41,6 +41,9 @@ class ViT(nn.Module):
     scan: see `transformer.Encoder`.
     remat: see `transformer.Encoder`.
     dtype_mm: dtype of the matrix products, "float32" or "bfloat16".
+    activation: see `transformer.Block`.
+    norm_eps: see `transformer.Block`.
+    pre_norm: whether a layer norm stands before the blocks, as in CLIP.
   """
 
   variant: str = ""
@@ -57,6 +60,9 @@ class ViT(nn.Module):
   scan: bool = False
   remat: str = "none"
   dtype_mm: str = "float32"
+  activation: str = "gelu_tanh"
+  norm_eps: float = 1e-6
+  pre_norm: bool = False
 
   @nn.compact
   def __call__(
@@ -87,6 +93,8 @@ class ViT(nn.Module):
     if self.pool_type == "tok":
       token = self.param("cls", nn.initializers.zeros, (1, 1, d))
       x = jnp.concatenate([jnp.tile(token, (n, 1, 1)), x], axis=1)
+    if self.pre_norm:
+      x = nn.LayerNorm(self.norm_eps, name="pre_norm")(x)
     x = nn.Dropout(rate=self.dropout)(x, deterministic=not train)
     x = transformer.Encoder(
       depth=shape.depth,
@@ -96,6 +104,8 @@ class ViT(nn.Module):
       scan=self.scan,
       remat=self.remat,
       dtype_mm=self.dtype_mm,
+      activation=self.activation,
+      norm_eps=self.norm_eps,
       name="Transformer",
     )(x, train)
     x, out["encoded"] = self._pool(x, shape)
@@ -143,6 +153,8 @@ class ViT(nn.Module):
         num_heads=shape.num_heads,
         mlp_dim=shape.mlp_dim,
         dtype_mm=self.dtype_mm,
+        activation=self.activation,
+        norm_eps=self.norm_eps,
         name="MAPHead_0",
       )(x)
       return pooled, x
