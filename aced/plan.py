@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from aced import config as config_lib
-from aced.training import chips, command, planning, startup
+from aced.training import auto, chips, command, planning, startup
 from aced.training.blueprint import Blueprint
 
 DEFAULT_MFU = 0.4
@@ -58,7 +58,7 @@ def make_plan(
       raise config_lib.ConfigError(f"--{name}={value} must be above 0.")
   if mfu > 1:
     raise config_lib.ConfigError(f"--mfu={mfu} is a share: at most 1.")
-  config = config_lib.resolve(config)
+  config = auto.fill(config_lib.resolve(config))
   plan = planning.draw_up(config, topology)
   say(f"compiling {config.name} for {topology}; for a pod, some minutes")
   compiled = planning.compile_step(plan)

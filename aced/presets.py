@@ -50,7 +50,7 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
   config = config_lib.default()
   # Those that are empty are there to be set on the command line.
   empty = {"init": "", "cache": "", "tokenizer": ""}
-  empty |= {"image_size": 0, "text_length": 0}
+  empty |= {"image_size": 0, "text_length": 0, "model": "two_towers"}
   reference = {**empty, **SIZES[size](config)}
   return Preset(config, variant, reference)
 

@@ -10,7 +10,7 @@ import pytest
 # lies below. Names are those of top-level modules and packages of `aced`.
 LAYERS = [
   {"train", "evaluate", "cache", "export", "plan", "report", "demo"},
-  {"training", "evaluation", "bv"},
+  {"training", "evaluation", "bv", "pretrained"},
   {"data", "curation", "objectives", "models", "presets"},
   {"config"},
   {"embeddings", "files", "meshes"},

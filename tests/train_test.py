@@ -17,6 +17,7 @@ from aced import config as config_lib
 from aced.config import ConfigError
 from aced.evaluation.evaluators import Retrieval
 from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 from aced.train import train
 from aced.training.step import TrainStep
 from aced.training.tracker import METRICS_FILE, read_jsonl
@@ -59,7 +60,7 @@ def test_one_run_with_evaluations_writes_what_it_says(repository, tmp_path):
   last = {k: v for line in lines for k, v in line.items() if line["step"] == 12}
   assert last["eval/retrieval/mean/R@1"] == scores["eval/retrieval/mean/R@1"]
   assert {"loss", "data/clean_kept", "curation/kept_score"} <= set(last)
-  assert params_lib.find_checkpoint(f"{tmp_path}@best")[1] == 12
+  assert saved_lib.find_checkpoint(f"{tmp_path}@best")[1] == 12
   again = train(config, tmp_path)  # Nothing left to do but evaluate.
   assert again == pytest.approx(scores)
 
@@ -94,7 +95,7 @@ def test_a_loss_that_turns_nan_stops_and_keeps_what_was_good(
   steps = [line["step"] for line in read_jsonl(tmp_path / METRICS_FILE)]
   assert steps == [1, 2, 3, 4, 5]
   # Step 6 was due to be saved, and was not.
-  assert params_lib.find_checkpoint(str(tmp_path))[1] == 4
+  assert saved_lib.find_checkpoint(str(tmp_path))[1] == 4
   for leaf in jax.tree.leaves(params_lib.load(tmp_path)):
     assert np.isfinite(leaf).all()
 
@@ -143,7 +144,7 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_state(
     train(config, tmp_path)
   assert error.value.good
   # What was good has not been pushed out by what came of it.
-  steps = params_lib.saved_steps(tmp_path / params_lib.CHECKPOINTS)
+  steps = saved_lib.saved_steps(tmp_path / saved_lib.CHECKPOINTS)
   assert steps == [4, 6, steps[-1]] and steps[-1] >= 8
   for leaf in jax.tree.leaves(params_lib.load(tmp_path)):
     assert np.isfinite(leaf).all()
@@ -164,7 +165,7 @@ def test_an_evaluator_that_fails_does_not_end_training(
   assert scores["eval/retrieval/failed"] == 1.0
   assert "eval/zero_shot/accuracy" in scores
   assert "evaluator retrieval failed at step 3" in caplog.text
-  assert params_lib.find_checkpoint(str(tmp_path))[1] == 3
+  assert saved_lib.find_checkpoint(str(tmp_path))[1] == 3
 
 
 def test_a_workdir_of_another_run_is_refused_and_left_alone(

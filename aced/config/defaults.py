@@ -114,6 +114,8 @@ def _input() -> ConfigDict:
 def model() -> ConfigDict:
   """A model: its kind, its towers and its initial weights."""
   config = ConfigDict()
+  # two_towers; "family:name" of another package; or "auto": what the weights in
+  # `init` say, in the place of the fields below.
   config.model = "two_towers"
   config.variant = ""  # A named pair, such as ACED-F1, instead of both towers.
   # Fields of the towers, checked by the model: width, depth, variant, ...

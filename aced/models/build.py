@@ -73,6 +73,15 @@ def _families():
   return {point.name: point for point in found}
 
 
+def towers(model: TwoTowers) -> dict[str, nn.Module]:
+  """The image and the text tower of a model, with all of their fields."""
+  image, text = heads(model.out_dim)
+  return {
+    "image": ViT(**{"num_classes": image, **model.image}),
+    "text": TextTransformer(**{"num_classes": text, **model.text}),
+  }
+
+
 def _of_family(name, fields):
   family, _, inside = name.partition(":")
   families = _families()

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aced.models import variants
-from aced.models.build import build
+from aced.models.build import build, towers
 from aced.models.text import TextTransformer
-from aced.models.two_towers import TwoTowers, heads
+from aced.models.two_towers import TwoTowers
 from aced.models.vit import ViT, kept_tokens
 
 
@@ -82,12 +82,10 @@ def count(
   model = build(config)
   if not isinstance(model, TwoTowers):
     return model.count(image_size, text_length)
-  out_dim = heads(model.out_dim)
-  image = ViT(**{"num_classes": out_dim[0], **model.image})
-  text = TextTransformer(**{"num_classes": out_dim[1], **model.text})
+  found = towers(model)
   return PairCost(
-    count_image(image, image_size),
-    count_text(text, text_length),
+    count_image(found["image"], image_size),
+    count_text(found["text"], text_length),
     1 + (model.bias_init is not None),
   )
 

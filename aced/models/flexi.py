@@ -7,6 +7,7 @@ parameters.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -105,6 +106,45 @@ def flex(
     "token_drop": token_drop or tower.token_drop,
   }
   return Flexed(model.clone(image=fields), resolution, patch)
+
+
+def resample(
+  params: Mapping[str, Any], like: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+  """Resamples the patches and positions of an image tower to those of another.
+
+  Args:
+    params: of a two-tower model; any other tree is returned as it is.
+    like: the tree to fit to; shapes will do.
+
+  Returns:
+    The parameters, and what was done to them, in words.
+  """
+  try:
+    image, wanted = dict(params["img"]), like["img"]
+    kernel, positions = image["embedding"]["kernel"], image["pos_embedding"]
+    patch = tuple(wanted["embedding"]["kernel"].shape[:2])
+    length = wanted["pos_embedding"].shape[1]
+  except (KeyError, TypeError):
+    return dict(params), []  # Not two towers: `merge` will say what differs.
+  done = []
+  if kernel.shape[:2] != patch:
+    resized = resize_patches(jnp.asarray(kernel), patch)
+    image["embedding"] = {**image["embedding"], "kernel": np.asarray(resized)}
+    done.append(
+      f"patches of {_by(kernel.shape[:2])} pixels became {_by(patch)}"
+    )
+  side, old = round(length**0.5), round(positions.shape[1] ** 0.5)
+  square = side * side == length and old * old == positions.shape[1]
+  if positions.shape[1] != length and square:
+    resized = resize_positions(jnp.asarray(positions), (side, side))
+    image["pos_embedding"] = np.asarray(resized)
+    done.append(f"positions of {old}x{old} patches became {side}x{side}")
+  return {**params, "img": image}, done
+
+
+def _by(sides):
+  return "x".join(map(str, sides))
 
 
 def resize_patches(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:

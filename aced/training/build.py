@@ -14,7 +14,7 @@ from aced import config as config_lib
 from aced import evaluation
 from aced.data import cache, devices, identity, pipeline, sources
 from aced.models import params as params_lib
-from aced.training import blueprint, sharding, state, versions
+from aced.training import auto, blueprint, sharding, state, versions
 from aced.training import views as views_lib
 from aced.training.input import Input, make_transform, open_input
 from aced.training.views import View
@@ -108,7 +108,7 @@ class Run(blueprint.Blueprint):
     given = None
     if where:
       like = jax.eval_shape(self.init_student, jax.random.key(0))
-      given = params_lib.merge(params_lib.load(where), like)
+      given = params_lib.load(where, like, self.student)
     return state.create(
       self.init_params,
       self.optimizer,
@@ -126,7 +126,7 @@ def build(config: Mapping[str, Any]) -> Run:
     ConfigError: the config is wrong, or at odds with the data or the devices.
     ValueError: a source, a tokenizer, weights or a cache are wrong; says how.
   """
-  config = config_lib.resolve(config)
+  config = auto.fill(config_lib.resolve(config))
   mesh = sharding.make_mesh(config.mesh)
   recipe = blueprint.Recipe.from_config(config)
   recipe.check(mesh)
@@ -276,8 +276,9 @@ def load_weights(
   where = config.frozen[name].init
   if not where:
     raise config_lib.ConfigError(
-      f"config.frozen.{name}.init is empty; give the workdir or .npz file that"
-      " holds its weights, or 'random' to try things out."
+      f"config.frozen.{name}.init is empty; give what holds its weights, the"
+      " workdir of a run, an .npz file, a folder of Hugging Face or open_clip,"
+      " or 'random' to try things out."
     )
   rng = jax.random.key(0)
   if where == RANDOM:
@@ -287,7 +288,7 @@ def load_weights(
     )
     return jax.device_get(jax.jit(init)(rng))
   try:
-    return params_lib.merge(params_lib.load(where), jax.eval_shape(init, rng))
+    return params_lib.load(where, jax.eval_shape(init, rng), model)
   except params_lib.ParamsError as error:
     raise params_lib.ParamsError(
       f"config.frozen.{name}.init={where}: {error}"

@@ -20,11 +20,12 @@ from absl import logging
 
 from aced import files
 from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 from aced.training import distributed, retention
 from aced.training.retention import CheckpointError, Retention
 from aced.training.state import TrainState
 
-FOLDER = params_lib.CHECKPOINTS
+FOLDER = saved_lib.CHECKPOINTS
 # How long processes wait for each other to have written a checkpoint.
 _TIMEOUT_SECONDS = 600
 # Arrays of which a device would write less are written by one alone.

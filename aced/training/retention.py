@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from absl import logging
 
 from aced import files
-from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 
 DAMAGED = "damaged-"  # In front of the name of what is set aside.
 
@@ -26,7 +26,7 @@ def newest(folder: pathlib.Path) -> int | None:
   """
   clear(folder)
   damaged = {}
-  for step in reversed(params_lib.begun_steps(folder)):
+  for step in reversed(saved_lib.begun_steps(folder)):
     path = folder / str(step)
     finished, found = files.is_sealed(path), files.damage(path)
     if found is None:
@@ -81,7 +81,7 @@ class Retention:
     """Notes the metrics of a step, for keeping the best."""
     if self._best not in metrics:
       return
-    path = self._folder / params_lib.SCORES
+    path = self._folder / saved_lib.SCORES
     scores = self._scores() | {step: float(metrics[self._best])}
     try:
       files.write_json(path, {"metric": self._best, "scores": scores})
@@ -94,7 +94,7 @@ class Retention:
     Args:
       newest: a step that is kept in any case.
     """
-    steps = params_lib.saved_steps(self._folder)
+    steps = saved_lib.saved_steps(self._folder)
     kept = {newest, *steps[-self._last :]}
     if self._every:
       kept |= {step for step in steps if step % self._every == 0}
@@ -112,8 +112,8 @@ class Retention:
   def _scores(self) -> dict[int, float]:
     """Step -> the metric that checkpoints are kept by."""
     try:
-      return params_lib.read_scores(self._folder, self._best)
+      return saved_lib.read_scores(self._folder, self._best)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-      path = self._folder / params_lib.SCORES
+      path = self._folder / saved_lib.SCORES
       logging.warning("%s cannot be read and begins anew: %s", path, e)
       return {}

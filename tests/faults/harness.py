@@ -13,6 +13,7 @@ import time
 import numpy as np
 
 from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 from aced.training.tracker import METRICS_FILE, read_jsonl
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -166,7 +167,7 @@ def steps_taken(workdir):
 
 def saved(workdir):
   """The steps whose checkpoints are whole."""
-  return params_lib.saved_steps(pathlib.Path(workdir, params_lib.CHECKPOINTS))
+  return saved_lib.saved_steps(pathlib.Path(workdir, saved_lib.CHECKPOINTS))
 
 
 def curve(workdir, *, timeless=True):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 
 SCRIPT = "launch/local_hosts.sh"
 
@@ -338,5 +338,5 @@ def test_two_processes_train(run, tmp_path):
     seconds=240,
   )
   assert code == 0, out + err
-  assert params_lib.find_checkpoint(f"{tmp_path}/run")[1] == 3
+  assert saved_lib.find_checkpoint(f"{tmp_path}/run")[1] == 3
   assert "4 x cpu (cpu), 2 process(es)" in out

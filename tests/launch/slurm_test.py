@@ -20,7 +20,7 @@ import time
 
 import pytest
 
-from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 from aced.training.tracker import METRICS_FILE, read_jsonl
 
 SCRIPT = "launch/slurm.sbatch"
@@ -494,7 +494,7 @@ def test_a_run_of_two_nodes_saves_goes_on_and_ends(cluster, tmp_path):
   assert [line["step"] for line in read_jsonl(metrics)] == [
     *range(1, steps + 1)
   ]
-  assert params_lib.find_checkpoint(str(run))[1] == steps
+  assert saved_lib.find_checkpoint(str(run))[1] == steps
 
 
 @pytest.fixture

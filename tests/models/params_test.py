@@ -8,6 +8,8 @@ import pytest
 
 from aced import files
 from aced.models import params
+from aced.models import saved as saved_lib
+from aced.models.formats import npz
 from aced.models.params import ParamsError
 from tests.models.two_towers_test import draw, shapes, tiny
 
@@ -36,7 +38,7 @@ def test_npz_round_trip(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ["w.npz"]
 
 
-@pytest.mark.parametrize("prefix", params.PREFIXES)
+@pytest.mark.parametrize("prefix", npz.PREFIXES)
 def test_npz_prefixes_and_bfloat16(tmp_path, prefix):
   value = np.arange(4, dtype=ml_dtypes.bfloat16)
   np.savez(
@@ -60,7 +62,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
     params.load(tmp_path / "cut.npz")
   with pytest.raises(FileNotFoundError, match="no weights at"):
     params.load(tmp_path / "none.npz")
-  with pytest.raises(FileNotFoundError, match="expected an .npz file, or"):
+  with pytest.raises(FileNotFoundError, match="expected an .npz file, a"):
     params.load(tmp_path / "none")
   (tmp_path / "lfs.npz").write_text("version https://git-lfs.github.com/spec")
   with pytest.raises(ParamsError, match=r"lfs\.npz is not a whole"):
@@ -74,7 +76,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
 def test_checkpoints_of_ours_without_the_optimiser(tmp_path, folder):
   tmp_path = tmp_path / folder
   first, second, scores = make(seed=1), make(seed=2), {}
-  with ocp.CheckpointManager(tmp_path / params.CHECKPOINTS) as manager:
+  with ocp.CheckpointManager(tmp_path / saved_lib.CHECKPOINTS) as manager:
     for step, tree, value in ((5, first, 0.9), (10, second, 0.2)):
       state = {
         "params": {**tree, "projections": {"t": np.ones(2)}},
@@ -88,13 +90,13 @@ def test_checkpoints_of_ours_without_the_optimiser(tmp_path, folder):
         ),
       )
       scores[step] = value
-  folder = tmp_path / params.CHECKPOINTS
+  folder = tmp_path / saved_lib.CHECKPOINTS
   with pytest.raises(FileNotFoundError, match="5, 10 were never finished"):
     params.load(tmp_path)
   for step in scores:
     files.seal(folder / str(step))
   scores = {"metric": "R@1", "scores": scores}
-  files.write_json(folder / params.SCORES, scores)
+  files.write_json(folder / saved_lib.SCORES, scores)
   assert_equal(params.load(tmp_path), second)
   assert_equal(params.load(f"{tmp_path}@5"), first)
   assert_equal(params.load(f"{tmp_path}@best"), first)

@@ -6,6 +6,7 @@ import pytest
 
 from aced import files
 from aced.models import params as params_lib
+from aced.models import saved as saved_lib
 from aced.training import checkpoints as checkpoints_lib
 from aced.training.checkpoints import (
   FOLDER,
@@ -70,7 +71,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
       checkpoints.save(stepped(state, step), {})
     checkpoints.save(stepped(state, 5), {})
   assert steps(tmp_path) == [2, 5]
-  assert params_lib.find_checkpoint(f"{tmp_path}@best")[1] == 2
+  assert saved_lib.find_checkpoint(f"{tmp_path}@best")[1] == 2
   loaded = params_lib.load(tmp_path)
   assert_same(loaded, jax.device_get(state.params))
 
@@ -89,7 +90,7 @@ def test_the_best_is_kept_when_a_run_goes_on(tmp_path):
     checkpoints.save(stepped(state, 6), {})
     checkpoints.save(stepped(state, 7), {})
   assert steps(tmp_path) == [6, 7]
-  assert params_lib.find_checkpoint(f"{tmp_path}@best")[1] == 6
+  assert saved_lib.find_checkpoint(f"{tmp_path}@best")[1] == 6
 
 
 def test_every_so_many_steps_one_is_kept(tmp_path):
@@ -218,11 +219,11 @@ def test_a_score_that_is_no_number_is_not_the_best(saved):
   with Checkpoints(workdir, keep_last=2, best="R@1") as checkpoints:
     checkpoints.score(1, {"R@1": 0.5})
     checkpoints.score(2, {"R@1": float("nan")})
-  assert params_lib.find_checkpoint(f"{workdir}@best")[1] == 1
-  (workdir / FOLDER / params_lib.SCORES).write_text("[]")
+  assert saved_lib.find_checkpoint(f"{workdir}@best")[1] == 1
+  (workdir / FOLDER / saved_lib.SCORES).write_text("[]")
   with Checkpoints(workdir, keep_last=2, best="R@1") as checkpoints:
     checkpoints.score(2, {"R@1": 0.1})
-  assert params_lib.find_checkpoint(f"{workdir}@best")[1] == 2
+  assert saved_lib.find_checkpoint(f"{workdir}@best")[1] == 2
 
 
 def test_weights_of_a_damaged_checkpoint_are_refused(saved):

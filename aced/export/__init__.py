@@ -1,0 +1,1 @@
+"""Hands a trained student to programs that know nothing of this package."""

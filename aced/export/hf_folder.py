@@ -1,0 +1,92 @@
+"""A student as a Hugging Face folder, which `transformers` loads.
+
+model = transformers.SiglipModel.from_pretrained(folder)
+processor = transformers.AutoProcessor.from_pretrained(folder)
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from aced import files
+from aced.export import fits
+from aced.export.hf_processor import write_processor
+from aced.export.hf_tokenizer import write_tokenizer
+from aced.models.build import towers
+from aced.models.formats import hf, layout, tensors
+from aced.models.params import unstack_layers
+from aced.models.variants import expand_image, expand_text
+from aced.pretrained import Pretrained
+
+
+def export_hf(student: Pretrained, folder: pathlib.Path) -> None:
+  """Writes config, weights, processor and tokenizer.
+
+  Args:
+    student: to be written. A model without a bias, trained with softmax, gets
+      one of zero, which changes no probability.
+    folder: made if it is not there.
+
+  Raises:
+    ConfigError: the format cannot express the student, or its tokenizer; or it
+      has none.
+    ImportError: safetensors or tokenizers are not installed.
+  """
+  fits.check(student.model, "hf")
+  student.tokens([])  # Says so where there is no tokenizer.
+  folder.mkdir(parents=True, exist_ok=True)
+  config = config_of(student)
+  params = unstack_layers(student.params)
+  params.setdefault("b", np.zeros(1, np.float32))
+  rules = hf.siglip_rules(config["vision_config"], config["text_config"])
+  tensors.write(folder / hf.WEIGHTS, layout.write(params, list(rules)))
+  write_processor(
+    folder, image_size=student.image_size, resize=student.transform.resize
+  )
+  write_tokenizer(student.tokenizer, folder)
+  files.write_json(folder / hf.CONFIG, config)
+
+
+def config_of(student: Pretrained) -> dict[str, Any]:
+  """The `config.json` of a SiglipModel that computes what the student does."""
+  found = towers(student.model)
+  image, text = expand_image(found["image"]), expand_text(found["text"])
+  names = {ours: theirs for theirs, ours in reversed(hf.ACTIVATIONS.items())}
+  ids = {
+    f"{name}_token_id": getattr(student.tokenizer, name)
+    for name in ("bos", "eos", "pad")
+  }
+
+  def tower(shape, fields):
+    return {
+      "hidden_size": shape.width,
+      "intermediate_size": shape.mlp_dim,
+      "num_hidden_layers": shape.depth,
+      "num_attention_heads": shape.num_heads,
+      "hidden_act": names[fields.activation],
+      "layer_norm_eps": fields.norm_eps,
+      "attention_dropout": 0.0,
+    }
+
+  return {
+    "architectures": ["SiglipModel"],
+    "model_type": "siglip",
+    "initializer_factor": 1.0,
+    "vision_config": {
+      "model_type": "siglip_vision_model",
+      **tower(image, found["image"]),
+      "image_size": student.image_size,
+      "num_channels": 3,
+      "patch_size": image.patch_size[0],
+      "vision_use_head": True,
+    },
+    "text_config": {
+      "model_type": "siglip_text_model",
+      **tower(text, found["text"]),
+      **ids,
+      "max_position_embeddings": student.text_length,
+      "projection_size": found["text"].num_classes,
+      "vocab_size": found["text"].vocab_size,
+    },
+  }

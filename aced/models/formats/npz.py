@@ -1,0 +1,86 @@
+"""big_vision's format: arrays named by their place in the tree."""
+
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from aced.models.trees import ParamsError, flatten, unflatten
+
+PREFIXES = ("params/", "opt/target/")
+
+
+def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
+  """Loads big_vision's format: arrays named by their place in the tree.
+
+  Args:
+    path: the file. Names may stand under "params/" or "opt/target/".
+    subtree: names below this one are taken, such as "img".
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ParamsError: the file is damaged, holds pickled objects, or no such subtree.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"no weights at {path}; check the path.")
+  if not zipfile.is_zipfile(path):
+    # numpy would take any other file for a pickle, a Git LFS pointer too.
+    raise ParamsError(
+      f"{path} is not a whole .npz file: no zip archive; fetch it again."
+    )
+  try:
+    # Opened here, since numpy leaves a damaged archive's file open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+      flat = {name: _recover(archive[name]) for name in archive.files}
+  except ValueError as error:
+    raise ParamsError(
+      f"{path} holds pickled objects, which are never loaded as they can run"
+      f" code; save plain arrays instead. ({error})"
+    ) from error
+  except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+    raise ParamsError(
+      f"{path} is not a whole .npz file: {error}; fetch it again."
+    ) from error
+  for prefix in PREFIXES:
+    inside = {
+      k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)
+    }
+    if inside:
+      flat = inside
+      break
+  if subtree:
+    prefix = subtree.rstrip("/") + "/"
+    tops = sorted({name.split("/")[0] for name in flat})
+    flat = {
+      k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)
+    }
+    if not flat:
+      raise ParamsError(
+        f"{path} has no subtree {subtree!r}; at its top are {', '.join(tops)}."
+      )
+  return unflatten(flat)
+
+
+def save_npz(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
+  """Saves in big_vision's format; the file appears whole or not at all."""
+  path = pathlib.Path(path)
+  part = path.with_name(f".{path.name}.part-{os.getpid()}")
+  flat = {k: np.asarray(jax.device_get(v)) for k, v in flatten(params).items()}
+  try:
+    with part.open("wb") as file:
+      np.savez(file, **flat)
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _recover(array):
+  """bfloat16 is written by numpy as two void bytes."""
+  return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array

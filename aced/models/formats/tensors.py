@@ -1,0 +1,86 @@
+"""Files of tensors: safetensors, in one file or in shards."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
+import numpy as np
+
+from aced.models.trees import ParamsError
+
+INDEX = ".index.json"
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads all tensors of a safetensors file, or of the shards of an index.
+
+  Args:
+    path: the file; where it is not there, `path` + ".index.json" names shards.
+
+  Returns:
+    Name -> array; bfloat16 as `ml_dtypes.bfloat16`.
+
+  Raises:
+    FileNotFoundError: neither is there, or a shard is missing.
+    ParamsError: a file is damaged, or is not of this format.
+  """
+  index = path.with_name(path.name + INDEX)
+  if path.exists() or not index.exists():
+    return _read_one(path)
+  try:
+    shards = json.loads(index.read_text("utf-8"))["weight_map"]
+    wanted = sorted(set(shards.values()))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ParamsError(f"{index} is no index of safetensors: {error!r}") from (
+      error
+    )
+  tensors = {}
+  for name in wanted:
+    if pathlib.PurePath(name).name != name:
+      raise ParamsError(f"{index} names a shard outside its folder: {name!r}.")
+    tensors |= _read_one(path.with_name(name))
+  missing = sorted(set(shards) - set(tensors))
+  if missing:
+    raise ParamsError(
+      f"{index} names {len(missing)} tensors that no shard holds, such as"
+      f" {missing[0]}; fetch the shards again."
+    )
+  return tensors
+
+
+def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file; it appears whole or not at all."""
+  safetensors = package()
+  part = path.with_name(f".{path.name}.part-{os.getpid()}")
+  try:
+    # transformers reads the framework from the metadata. `save_file` would
+    # leave a file that its owner alone can read.
+    part.write_bytes(safetensors.numpy.save(dict(tensors), {"format": "pt"}))
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def package():
+  """The package safetensors; raises ImportError with advice."""
+  try:
+    import safetensors.numpy
+  except ImportError as error:
+    raise ImportError(
+      "safetensors files need the package safetensors: pip install 'aced[hf]'."
+    ) from error
+  return safetensors
+
+
+def _read_one(path):
+  safetensors = package()
+  if not path.exists():
+    raise FileNotFoundError(f"no weights at {path}; check the path.")
+  try:
+    return dict(safetensors.numpy.load_file(path))
+  except (safetensors.SafetensorError, ValueError, OSError) as error:
+    raise ParamsError(
+      f"{path} is not a whole safetensors file: {error}; fetch it again."
+    ) from error
