@@ -68,8 +68,8 @@ def find_checkpoint(where: str) -> tuple[pathlib.Path, int]:
     begun = begun_steps(folder)
     cut = f"; {', '.join(map(str, begun))} were never finished" if begun else ""
     raise FileNotFoundError(
-      f"no weights at {where!r}: expected an .npz file, a folder of Hugging Face"
-      " or open_clip, or the workdir of a run with checkpoints in"
+      f"no weights at {where!r}: expected an .npz file, a folder of Hugging"
+      " Face or open_clip, or the workdir of a run with checkpoints in"
       f" {folder}{cut}."
     )
   if wanted == "best":
