@@ -6,8 +6,11 @@ serve any training loop that can embed a super-batch:
     from aced.curation import Embeddings, sample_jointly
     selection = sample_jointly(rng, student, reference, batch_size=b)
     batch = jax.tree.map(lambda x: x[selection.indices], super_batch)
+
+`select_batch` does the same for arrays of torch and numpy.
 """
 
+from aced.curation.choose import SelectedBatch, select_batch
 from aced.curation.samplers import (
   KERNELS,
   Selection,
@@ -26,6 +29,7 @@ __all__ = [
   "SCOPES",
   "SCORES",
   "Embeddings",
+  "SelectedBatch",
   "Selection",
   "check_mesh",
   "check_sizes",
@@ -33,5 +37,6 @@ __all__ = [
   "sample_independently",
   "sample_jointly",
   "sample_uniformly",
+  "select_batch",
   "super_batch_size",
 ]
