@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
 # Runs the test suite and the linter:
-#   launch/test.sh [--tpu | --beam | --faults] [pytest arguments]
+#   launch/test.sh [--tpu | --parity | --beam | --big-vision PATH | --faults] \
+#     [pytest arguments]
 # Makes .venv and installs what the tests need where that is not there yet.
 # --tpu installs the TPU compiler too, which the tests marked `tpu` need; no TPU
 # is used. `launch/test.sh --tpu -m tpu` runs them alone.
+# --parity installs torch, transformers, open_clip and onnxruntime, against which
+# those marked `parity` compare.
 # --beam installs Apache Beam, which those marked `beam` need, in an environment
 # of its own, .venv-beam: it wants older packages than the rest.
+# --big-vision runs the tests marked `big_vision` against a clone of big_vision
+# in PATH, with TensorFlow, in an environment of its own, .venv-bv.
 # --faults runs tests/faults as often as docs/operations.md claims, most of an
 # hour, and the jobs of SLURM for real; as root on Debian it installs SLURM,
 # which nothing else here does.
 
+from="$PWD"
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 extras=test
 case "${1:-}" in
@@ -17,10 +23,29 @@ case "${1:-}" in
     extras="test,tpu"
     shift
     ;;
+  --parity)
+    extras="test,parity"
+    shift
+    ;;
   --beam)
     extras="test,beam"
     venv=.venv-beam
     shift
+    ;;
+  --big-vision)
+    clone="$(cd "$from" && cd "${2:-}" 2>/dev/null && pwd)" || clone="${2:-}"
+    if [ -z "${2:-}" ] || [ ! -f "$clone/big_vision/utils.py" ]; then
+      echo "--big-vision '${2:-}': it has no folder big_vision with utils.py; give" \
+        "the folder made by git clone" \
+        "https://github.com/google-research/big_vision" >&2
+      exit 2
+    fi
+    extras="test,big_vision"
+    venv=.venv-bv
+    shift 2
+    set -- -m big_vision "$@"
+    export PYTHONPATH="$clone${PYTHONPATH:+:$PYTHONPATH}"
+    export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
     ;;
   --faults)
     shift
