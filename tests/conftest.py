@@ -1,5 +1,6 @@
 """Strict settings for every test: eight devices, no implicit broadcasting."""
 
+import asyncio
 import os
 import pathlib
 
@@ -55,6 +56,18 @@ def shared_data() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip("the real image-text sets (../shared/data) are not here")
   return path
+
+
+@pytest.fixture
+def quiet_kernel(monkeypatch, repository):
+  """One device and no network, as where nothing can be fetched."""
+  path = os.environ.get("PYTHONPATH", "")
+  monkeypatch.setenv("PYTHONPATH", f"{repository}{os.pathsep}{path}")
+  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
+  monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+  monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+  yield
+  asyncio.set_event_loop(None)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The notebooks, run from their first cell to their last."""
 
-import asyncio
-import os
 import warnings
 
 import pytest
@@ -26,18 +24,6 @@ def execute(path, folder):
   text = "".join(o.text for o in outputs if o.output_type == "stream")
   pictures = sum("image/png" in o.get("data", {}) for o in outputs)
   return text, pictures
-
-
-@pytest.fixture
-def quiet_kernel(monkeypatch, repository):
-  """One device and no network, as where nothing can be fetched."""
-  path = os.environ.get("PYTHONPATH", "")
-  monkeypatch.setenv("PYTHONPATH", f"{repository}{os.pathsep}{path}")
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
-  monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-  monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-  yield
-  asyncio.set_event_loop(None)
 
 
 @pytest.mark.slow

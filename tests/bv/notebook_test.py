@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.notebooks_test import execute, quiet_kernel  # noqa: F401
+from tests.notebooks_test import execute
 
 pytestmark = pytest.mark.big_vision
 
