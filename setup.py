@@ -71,7 +71,14 @@ EXTRAS = {
     "torch==2.13.0",
     "torchvision>=0.28",
   ],
-  "big_vision": ["clu>=0.0.12", "einops>=0.8", "tensorflow-cpu>=2.18"],
+  # What it needs beside itself, a clone on PYTHONPATH.
+  "big_vision": [
+    "clu>=0.0.12",
+    "einops>=0.8",
+    "importlib-resources>=6",
+    "overrides>=7",
+    "tensorflow-cpu>=2.18",
+  ],
   "notebook": [*PLOT, "jupyterlab>=4", "nbclient>=0.10"],
   "tensorboard": ["tensorboardX>=2.6"],
   "wandb": ["wandb>=0.19"],

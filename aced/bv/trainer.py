@@ -101,7 +101,7 @@ class Loop:
       self.evaluate(
         state, lambda name, _: first == total or not self.skips(name)
       )
-      self.writer.step_end()
+      self.end_step()
     update = run.update()
     rng = self.utils.reshard(run.rngs[1], run.replicated)
     for step, batch in zip(range(first + 1, total + 1), batches):
@@ -112,7 +112,7 @@ class Loop:
       self.log(step, metrics)
       self.save(step, state)
       self.evaluate(state, lambda _, every, s=step: self.due(s, every))
-      self.writer.step_end()
+      self.end_step()
     self.writer.step_start(total)  # Or closing it writes the last row again.
     return state
 
@@ -156,10 +156,20 @@ class Loop:
     if not np.isfinite(values["training_loss"]):
       raise NotFinite(
         f"the loss is {values['training_loss']} at step {step}; it ceased to be"
-        " finite since metrics were last written, and the last checkpoint may be"
-        " of no use. Lower config.lr, or go on in a new workdir from one that"
+        " finite since metrics were last written: the last checkpoint may be of"
+        " no use. Lower config.lr, or go on in a new workdir from one that"
         " was kept (config.keep_ckpt_steps), by config.resume."
       )
+
+  def end_step(self) -> None:
+    """Writes what was measured, under the step that it was measured at.
+
+    The writer looks up the step when a thread of its own comes to write, which
+    may be in a later one.
+    """
+    if self.writer.step_metrics:
+      self.writer.step_metrics["step"] = self.writer.step
+    self.writer.step_end()
 
   def save(self, step: int, state: Any) -> None:
     """Saves where it is time to."""

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.big_vision
 
 @pytest.mark.slow
 def test_the_big_vision_route_runs_to_its_end(
-  repository, tmp_path, quiet_kernel
+  bv, repository, tmp_path, quiet_kernel
 ):
   text, pictures = execute(
     repository / "notebooks" / "big_vision_colab.ipynb", tmp_path

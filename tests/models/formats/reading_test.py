@@ -51,9 +51,7 @@ def test_an_npz_file_tells_its_model(tmp_path, fields):
 def test_other_trees_are_no_towers(tmp_path):
   _, tree = save(tmp_path / "w.npz")
   params.save_npz(tmp_path / "img.npz", tree["img"])
-  with pytest.raises(
-    ParamsError, match=r"img\.npz: .* of two towers: img/"
-  ):
+  with pytest.raises(ParamsError, match=r"img\.npz: .* of two towers: img/"):
     read(tmp_path / "img.npz")
   positions = tree["img"]["pos_embedding"]
   tree["img"]["pos_embedding"] = np.repeat(positions, 2, axis=1)[:, :3]
