@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from aced import embeddings, evaluation
 from aced.config import ConfigError
 from aced.data import tokenizers
+from aced.data.decoding import from_pillow
 from aced.data.tokenizers import released
 from aced.data.transforms import Transform
 from aced.evaluation.embed import pad_rows
@@ -80,8 +82,7 @@ class Pretrained:
       BadRecord: one cannot be decoded.
       OSError: one cannot be read.
     """
-    if isinstance(images, str | bytes | os.PathLike):
-      raise ValueError(f"images={images!r} must be a list of pictures.")
+    _check_list("images", images)
     records = [{"image": _encoded(image)} for image in images]
     if not records:
       return np.zeros((0, *(self.image_size,) * 2, 3), np.uint8)
@@ -93,8 +94,9 @@ class Pretrained:
     Raises:
       ConfigError: there is no tokenizer.
     """
-    if isinstance(texts, str):
-      raise ValueError(f"texts={texts!r} must be a list of texts.")
+    _check_list("texts", texts)
+    if not all(isinstance(text, str) for text in texts):
+      raise ValueError("texts holds something that is no text.")
     if self.tokenizer is None:
       raise ConfigError(
         f"{self.weights.where} does not say which tokenizer its texts want;"
@@ -131,8 +133,8 @@ class Pretrained:
     Raises:
       ValueError: no class names, or a template without "{}".
     """
-    if self.tokenizer is None:
-      self.tokens([])  # Says so.
+    self.tokens([])  # Says so where there is no tokenizer.
+    _check_list("class_names", class_names)
     classes = evaluation.class_embeddings(
       self._embedders[1], self.tokenizer, class_names, templates
     )
@@ -160,8 +162,8 @@ class Pretrained:
       np.asarray(embed(pad_rows(rows[k : k + size], size)))[: len(rows) - k]
       for k in range(0, len(rows), size)
     ]
-    if not found:
-      return np.zeros((0, 0), np.float32)
+    if not found:  # The width is the model's all the same.
+      return np.asarray(embed(pad_rows(rows, 1)))[:0]
     return np.concatenate(found)
 
 
@@ -186,25 +188,35 @@ def load(
   Raises:
     FileNotFoundError: there is nothing there.
     ParamsError: it is none of these, is damaged, or does not fit together.
-    ConfigError: an unknown tokenizer or way to resize.
+    ConfigError: an unknown tokenizer or way to resize, or a tokenizer with more
+      ids than the model knows.
+    ValueError: `image_size` does not divide into patches.
   """
   weights = read(where)
+  transform = Transform(
+    image_size or weights.image_size, resize or weights.resize or "bilinear"
+  )
   config = {**weights.config}
   model, params = build(config), weights.params
   if image_size and image_size != weights.image_size:
     like = shapes(config, image_size, weights.text_length)
     params = merge(flexi.resample(params, like)[0], like)
   spec = tokenizer or find_tokenizer(weights)
+  loaded = (
+    tokenizers.load_tokenizer(spec, weights.text_length) if spec else None
+  )
+  known = weights.config.get("text", {}).get("vocab_size", 0)
+  if loaded is not None and 0 < known < loaded.vocab_size:
+    raise ConfigError(
+      f"tokenizer {spec!r} has {loaded.vocab_size} ids, and {weights.where}"
+      f" knows {known}; give the one that it was trained with."
+    )
   return Pretrained(
     weights=weights,
     model=model,
     params=params,
-    transform=Transform(
-      image_size or weights.image_size, resize or weights.resize or "bilinear"
-    ),
-    tokenizer=(
-      tokenizers.load_tokenizer(spec, weights.text_length) if spec else None
-    ),
+    transform=transform,
+    tokenizer=loaded,
   )
 
 
@@ -215,7 +227,9 @@ def find_tokenizer(weights: Weights) -> str:
     ConfigError: there is one that cannot be used.
   """
   folder = weights.where if weights.where.is_dir() else weights.where.parent
-  if weights.tokenizer or "Hugging Face" not in weights.kind:
+  names = "tokenizer.json", "tokenizer_config.json"
+  beside = any((folder / name).is_file() for name in names)
+  if weights.tokenizer or not (weights.released or (beside and weights.config)):
     return weights.tokenizer
   return released.find(folder, weights.text_length)
 
@@ -224,6 +238,19 @@ def _encoded(image):
   """A picture as a record has it."""
   if isinstance(image, str | os.PathLike):
     return pathlib.Path(image).expanduser().read_bytes()
+  if isinstance(image, Image.Image):
+    return from_pillow(image)
   if isinstance(image, bytes | np.ndarray):
     return image
-  return np.asarray(image.convert("RGB"))
+  raise ValueError(
+    f"a picture of type {type(image).__name__}; expected a path, encoded bytes,"
+    " a numpy array (h, w, 3) of uint8 or a Pillow image."
+  )
+
+
+def _check_list(name, values):
+  """Refuses one thing in the place of several."""
+  one = isinstance(values, str | bytes | os.PathLike | Image.Image)
+  if one or (isinstance(values, np.ndarray) and values.ndim == 3):
+    shown = values if isinstance(values, str) else type(values).__name__
+    raise ValueError(f"{name}={shown!r} must be a list of them.")

@@ -45,7 +45,25 @@ def test_pictures_are_taken_in_every_form(run, tmp_path):
   z = model.embed_images(mixed)
   np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
   assert model.pixels([]).shape == (0, 32, 32, 3)
-  assert len(model.embed_images([])) == 0
+  assert model.embed_images([]).shape == (0, z.shape[1])
+  assert model.logits([], ["a", "b"]).shape == (0, 2)
+
+
+def test_open_pictures_are_those_of_their_files(run):
+  """Turned as EXIF says, and what can be seen through laid on white."""
+  model, rng = aced.load(run), np.random.default_rng(0)
+  clear = Image.fromarray(rng.integers(0, 256, (40, 40, 4), np.uint8), "RGBA")
+  deep = Image.fromarray(rng.integers(0, 65536, (40, 40)).astype(np.uint16))
+  turned = Image.fromarray(pictures()[0])
+  exif = Image.Exif()
+  exif[0x0112] = 3
+  for image, options in ((clear, {}), (deep, {}), (turned, {"exif": exif})):
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    np.testing.assert_array_equal(
+      model.pixels([opened]), model.pixels([file.getvalue()])
+    )
 
 
 def test_embeddings_are_those_of_the_model(run, monkeypatch):
@@ -89,6 +107,9 @@ def test_an_npz_file_wants_its_tokenizer_for_texts_alone(tmp_path):
   for use in (model.embed_texts, lambda t: model.classify(pictures(), t)):
     with pytest.raises(ConfigError, match="does not say which tokenizer"):
       use(["a text"])
+  save(tmp_path / "few.npz", text__vocab_size=50)
+  with pytest.raises(ConfigError, match=r"258 ids, and .*few.npz knows 50"):
+    aced.load(tmp_path / "few.npz", tokenizer="bytes")
   model = aced.load(tmp_path / "w.npz", tokenizer="bytes")
   assert model.embed_texts(["a text"]).shape == (1, 8)
   larger = aced.load(tmp_path / "w.npz", image_size=16)
@@ -102,3 +123,10 @@ def test_what_is_no_list_is_refused(run):
     model.embed_images("a.png")
   with pytest.raises(ValueError, match="texts='a cat' must be a list"):
     model.embed_texts("a cat")
+  with pytest.raises(ValueError, match="class_names='ab' must be a list"):
+    model.classify(pictures(), "ab")
+  for one in (pictures()[0], Image.fromarray(pictures()[0])):
+    with pytest.raises(ValueError, match="must be a list"):
+      model.embed_images(one)
+  with pytest.raises(ValueError, match="a picture of type NoneType; expected"):
+    model.embed_images([None])

@@ -78,6 +78,11 @@ def decode(image: Any, least: Least | None = None) -> np.ndarray:
   )
 
 
+def from_pillow(image: Image.Image) -> np.ndarray:
+  """The pixels of an open picture, `(h, w, 3)` uint8, as `decode` has them."""
+  return _turned(np.asarray(_to_rgb(image)), _orientation(image))
+
+
 def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
   if not data:
     raise BadRecord("empty_image", "the image is zero bytes long")

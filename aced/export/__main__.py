@@ -26,7 +26,8 @@ from aced.export.writing import FORMATS, export
 from aced.models.params import ParamsError
 from aced.pretrained import load
 
-WRONG = (ConfigError, ParamsError, FileNotFoundError, ImportError)
+WRONG = (ConfigError, ParamsError, OSError, ImportError, ValueError)
+WRONG += (RuntimeError,)
 
 
 def parser() -> argparse.ArgumentParser:

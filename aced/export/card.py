@@ -47,8 +47,11 @@ logits = loader.scale * zimg @ ztxt.T + loader.bias
 ```python
 import onnxruntime
 
-session = onnxruntime.InferenceSession("onnx/image.onnx")
-(zimg,) = session.run(None, {{"image": pixels}})  # uint8 (n, {size}, {size}, 3)
+image = onnxruntime.InferenceSession("onnx/image.onnx")
+text = onnxruntime.InferenceSession("onnx/text.onnx")
+(zimg,) = image.run(None, {{"image": pixels}})  # uint8 (n, {size}, {size}, 3)
+(ztxt,) = text.run(None, {{"labels": ids}})  # int32 (n, {length})
+logits = {scale:.6g} * zimg @ ztxt.T + {bias:.6g}
 ```""",
 }
 TITLES = {
@@ -149,6 +152,8 @@ def _use(student, written):
     "size": student.image_size,
     "length": student.text_length,
     "tokenizer": student.tokenizer.spec if student.tokenizer else "...",
+    "scale": student.scale,
+    "bias": student.bias,
   }
   uses = (
     f"{TITLES[one.name]}:\n\n{USE[one.name].format(**values)}"
@@ -159,6 +164,16 @@ def _use(student, written):
     f" pixels, {student.transform.resize}, antialiased, without a crop; texts"
     f" are {student.text_length} tokens."
   )
+  if student.tokenizer is not None:
+    pictures += (
+      " Ids of texts are those of `aced.data.tokenizers.load_tokenizer("
+      f'"{student.tokenizer.spec}", {student.text_length})`'
+    )
+    pictures += (
+      ", or of the tokenizer in `hf`."
+      if any(one.name == "hf" for one in written)
+      else "."
+    )
   return "\n\n".join([pictures, *uses])
 
 

@@ -25,6 +25,7 @@ BIG_VISION = {
   "image.token_drop": (0.0,),
   "image.activation": ("gelu_tanh",),
   "image.norm_eps": (1e-6,),
+  "text.pool_type": ("last", "map"),  # A file does not tell the others.
   "text.activation": ("gelu_tanh",),
   "text.norm_eps": (1e-6,),
   "text.causal": (False,),

@@ -75,9 +75,9 @@ def export(
       folder that is taken.
     RuntimeError: what was written does not compute what the student does.
   """
-  output = pathlib.Path(output)
+  output = pathlib.Path(output).expanduser().resolve()
   check_request(student, output, formats)
-  part = output.absolute().with_name(f".{output.name}.part-{os.getpid()}")
+  part = output.with_name(f".{output.name}.part-{os.getpid()}")
   written = []
   try:
     part.mkdir(parents=True)
@@ -112,6 +112,11 @@ def check_request(
     raise ConfigError(
       f"--output={output} is there already; name a folder that is not, or is"
       " empty."
+    )
+  if output == pathlib.Path.cwd():
+    raise ConfigError(
+      f"--output={output} is the current folder, which cannot be replaced; name"
+      " one inside it."
     )
   for name in formats:
     fits.check(student.model, name)
@@ -181,10 +186,9 @@ def _write_onnx(student, folder, int8):
 
 
 def _read_back(where, student):
-  """Reads weights again; the module is the student's, or that which is told."""
+  """Reads weights again, as the model that they say they are of."""
   weights = read(where)
-  told = weights.config if where.is_dir() else student.weights.config
-  return _embed_by(build(_in_float32(told)), weights.params)
+  return _embed_by(build(_in_float32(weights.config)), weights.params)
 
 
 def _embed_by(model, params):
@@ -269,9 +273,14 @@ def _check(student, folder, name, int8):
     same = build(_in_float32(student.weights.config))
   wanted = _embed_by(same, student.params)(pixels, ids)
   found = FORMATS[name].embed(folder, student)(pixels, ids)
-  worst = max(
-    float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())
-    for a, b in zip(found, wanted, strict=True)
+  # `np.max` keeps what is not a number, which `max` may drop.
+  worst = float(
+    np.max(
+      [
+        np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max()
+        for a, b in zip(found, wanted, strict=True)
+      ]
+    )
   )
   int8 = int8 and FORMATS[name].rounds
   if not worst <= (ROUNDED if int8 or _is_half(same) else EXACT):

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 # Fields that change what a tower computes and show in no parameter's shape.
+FIXED = ("activation", "norm_eps", "causal", "pre_norm")
 UNSEEN = ("pool_type", "activation", "norm_eps", "causal", "posemb")
 
 
@@ -71,12 +72,16 @@ def load(
     ParamsError: it is none of these, is damaged, does not fit, or is of a model
       that computes something else.
   """
-  where = os.fspath(where)
+  where = os.path.expanduser(os.fspath(where))
   file, _, subtree = where.partition(".npz:")
   if subtree or where.endswith(".npz"):
     params = load_npz(f"{file}.npz" if subtree else where, subtree)
-  elif reading.is_foreign(pathlib.Path(where).expanduser()):
+  elif reading.is_foreign(pathlib.Path(where)):
     weights = reading.read(where)
+    check_model(weights, model)
+    params = weights.params
+  elif model is not None:
+    weights = reading.of_run(where)
     check_model(weights, model)
     params = weights.params
   else:
@@ -94,18 +99,23 @@ def check_model(weights: Weights, model: Any) -> None:
 
   Args:
     weights: that say of which model they are.
-    model: `TwoTowers`; any other, or None, is not looked at.
+    model: to be given them, or None. Any but `TwoTowers` is taken to compute
+      what big_vision's does.
 
   Raises:
     ParamsError: listing the fields in which they differ.
   """
-  if not isinstance(model, TwoTowers):
-    return
   theirs = build(weights.config)
+  if model is None or not isinstance(theirs, TwoTowers):
+    return
   lines = []
-  for tower in ("image", "text"):
-    first, second = (towers(m)[tower] for m in (theirs, model))
-    names = [n for n in (*UNSEEN, "pre_norm") if hasattr(first, n)]
+  for tower, first in towers(theirs).items():
+    if isinstance(model, TwoTowers):
+      second = towers(model)[tower]
+      names = [n for n in (*UNSEEN, "pre_norm") if hasattr(first, n)]
+    else:
+      second = type(first)()  # Our defaults are big_vision's.
+      names = [n for n in FIXED if hasattr(first, n)]
     lines += [
       f"  {tower}.{name}: {getattr(first, name)!r} of the weights,"
       f" {getattr(second, name)!r} of the model"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 SHOWN = 20  # Names listed of each kind of difference.
@@ -52,6 +53,17 @@ def merge(
   )
   if problems:
     raise ParamsError(f"these weights do not fit the model:\n{problems}")
+  whole = [
+    f"{k} {given[k].dtype}"
+    for k, v in wanted.items()
+    if jnp.issubdtype(v.dtype, jnp.floating)
+    and not jnp.issubdtype(given[k].dtype, jnp.floating)
+  ]
+  if whole:
+    raise ParamsError(
+      f"{len(whole)} of these weights are no floats, such as {whole[0]}; those"
+      " that are quantised cannot be read."
+    )
   return unflatten(
     {k: np.asarray(given[k], v.dtype) for k, v in wanted.items()}
   )
@@ -109,6 +121,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     node = tree
     for key in path:
       node = node.setdefault(key, {})
+      if not isinstance(node, dict):
+        raise ParamsError(
+          f"{name}: {key} is both an array and a folder of them."
+        )
+    if isinstance(node.get(last), dict):
+      raise ParamsError(f"{name} is both an array and a folder of them.")
     node[last] = value
   return tree
 

@@ -10,6 +10,7 @@ and tokens as it was trained to, where its config does not say otherwise.
 
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from aced import config as config_lib
@@ -43,11 +44,15 @@ def fill(config: ConfigDict) -> ConfigDict:
     if table.model == AUTO:
       top, *inside = name.split(".")
       target = plain[top][inside[0]] if inside else plain[top]
-      target |= _written_out(name, config_lib.to_plain(table))
+      target |= _written_out(
+        name, config_lib.to_plain(table), config.input.resize
+      )
   return config_lib.resolve(plain)
 
 
-def _written_out(name: str, table: dict[str, Any]) -> dict[str, Any]:
+def _written_out(
+  name: str, table: dict[str, Any], resize: str
+) -> dict[str, Any]:
   """A table of a model, as its weights have it."""
   if table["init"] in ("", "random"):
     raise config_lib.ConfigError(
@@ -66,4 +71,17 @@ def _written_out(name: str, table: dict[str, Any]) -> dict[str, Any]:
       "text_length": table["text_length"] or weights.text_length,
       "tokenizer": table["tokenizer"] or find_tokenizer(weights),
     }
+    if not found["tokenizer"]:
+      raise config_lib.ConfigError(
+        f"config.{name}.init={table['init']} does not say which tokenizer its"
+        f" texts want; give it in config.{name}.tokenizer."
+      )
+    if weights.resize not in ("", resize):
+      logging.warning(
+        "config.%s was trained on pictures resized by %s; here they are by %s,"
+        " as config.input.resize says.",
+        name,
+        weights.resize,
+        resize,
+      )
   return found

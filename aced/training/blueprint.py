@@ -232,7 +232,13 @@ def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
     for k, v in config.items()
     if k not in _NOT_OF_MODELS and (k == "bias_init" or v not in ((), ""))
   }
-  table["text"].setdefault("vocab_size", vocab_size)
+  known = table["text"].setdefault("vocab_size", vocab_size)
+  if isinstance(known, int) and known < vocab_size:
+    raise config_lib.ConfigError(
+      f"text.vocab_size={known} of a model with init={config.init!r} is less"
+      f" than the {vocab_size} ids of the tokenizer whose tokens it sees; give"
+      " it the one that it was trained with."
+    )
   return table
 
 

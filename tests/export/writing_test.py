@@ -12,6 +12,7 @@ import aced
 from aced.config import ConfigError
 from aced.export import writing
 from aced.export.__main__ import main
+from aced.models import params
 from aced.models.formats import read
 from aced.models.params import flatten
 from aced.train import train
@@ -123,6 +124,7 @@ def test_a_loader_runs_without_this_package(run, tmp_path):
     ({"image__pool_type": "gap"}, "hf", "image.pool_type='gap'; it has 'map'"),
     ({"out_dim": (None, None)}, "hf", "out_dim: no head of the text tower"),
     ({"text__causal": True}, "hf", "text.causal=True; it has False"),
+    ({"text__pool_type": "gap"}, "npz", "text.pool_type='gap'; it has 'last'"),
     ({"text__activation": "gelu"}, "npz", "text.activation='gelu'; it has"),
     ({"image__norm_eps": 1e-5}, "npz", "image.norm_eps=1e-05; it has 1e-06"),
   ],
@@ -169,6 +171,14 @@ def test_files_that_compute_something_else_are_found_out(tmp_path, monkeypatch):
   assert [p.name for p in tmp_path.iterdir()] == ["w.npz"]
 
 
+def test_what_is_not_a_number_is_no_match(tmp_path):
+  _, tree = save(tmp_path / "w.npz", text__vocab_size=258)
+  tree["txt"]["head"]["bias"][:] = np.nan
+  params.save_npz(tmp_path / "nan.npz", tree)
+  with pytest.raises(RuntimeError, match="differ by nan"):
+    writing.export(aced.load(tmp_path / "nan.npz"), tmp_path / "out", ["npz"])
+
+
 def test_wrong_requests_are_refused_by_name(tmp_path, capsys):
   path, out = str(tmp_path / "w.npz"), str(tmp_path / "out")
   npz_student(tmp_path / "w.npz")
@@ -180,6 +190,7 @@ def test_wrong_requests_are_refused_by_name(tmp_path, capsys):
     ([path, "--output", out, "--formats", "npz,npz"], "each once"),
     ([path, "--output", out, "--formats", "hf"], "which tokenizer"),
     ([path, "--output", str(tmp_path / "taken")], "is there already"),
+    ([path, "--output", f"{path}/inside", "--formats", "npz"], "Error"),
     ([str(tmp_path / "none"), "--output", out], "no weights at"),
   ):
     assert main(arguments) == 2

@@ -58,8 +58,17 @@ def test_a_student_starts_from_what_there_is(repository, tmp_path):
 def test_what_a_reference_sees_has_to_be_known(repository, tmp_path):
   save(tmp_path / "w.npz")
   config = curated(repository, tmp_path / "w.npz")
+  with pytest.raises(
+    config_lib.ConfigError, match=r"give it in config\.frozen\.reference\.tok"
+  ):
+    auto.fill(config_lib.resolve(config))
+  config["frozen"]["reference"]["tokenizer"] = "bytes"
   filled = auto.fill(config_lib.resolve(config)).frozen.reference
   assert (filled.image_size, filled.text_length) == (8, 5)
+  with pytest.raises(
+    config_lib.ConfigError, match=r"vocab_size=11 .* less than the 258 ids"
+  ):
+    build(config)
   for init in ("", "random"):
     config["frozen"]["reference"]["init"] = init
     with pytest.raises(

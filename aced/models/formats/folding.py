@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from aced.models.trees import ParamsError
+
 
 def pixels(
   params: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
@@ -22,6 +24,12 @@ def pixels(
     mean: of each colour, 0 to 1.
     std: of each colour.
   """
+  known = [x for x in (*mean, *std) if np.isfinite(x)]
+  if len(mean) != 3 or len(std) != 3 or len(known) != 6 or min(std) <= 0:
+    raise ParamsError(
+      f"pixels have the mean {mean} and the spread {std}; expected three"
+      " numbers each, and spreads above 0."
+    )
   scale = 0.5 / np.asarray(std, np.float64)
   shift = (0.5 - np.asarray(mean, np.float64)) / np.asarray(std, np.float64)
   if np.all(scale == 1) and np.all(shift == 0):

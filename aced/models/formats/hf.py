@@ -14,7 +14,7 @@ from typing import Any
 
 from aced.models.formats import folding, layout, preprocessing, tensors
 from aced.models.formats.layout import HEADS, Rule
-from aced.models.formats.weights import Weights
+from aced.models.formats.weights import Weights, check_fields
 from aced.models.trees import ParamsError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -76,6 +76,7 @@ def read(folder: pathlib.Path) -> Weights:
     grid = round(vision["num_patches"] ** 0.5)
     side = grid * vision["patch_size"]
   towers = _towers(folder, vision, text)
+  check_fields(folder / CONFIG, *towers)
   if kind == "clip":
     width = whole.get("projection_dim", 512)
     config = _clip(folder, towers, text, width)
@@ -99,6 +100,7 @@ def read(folder: pathlib.Path) -> Weights:
     image_size=side,
     text_length=text["max_position_embeddings"],
     resize=pixels["resize"],
+    released=True,
   ).fitted()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,10 @@ import numpy as np
 
 from aced.models.trees import ParamsError, flatten, unflatten
 
+# What numpy and zipfile raise on a damaged archive.
+DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, MemoryError)
+DAMAGED += (NotImplementedError, RuntimeError, SyntaxError, TypeError)
+DAMAGED += (tokenize.TokenError,)
 PREFIXES = ("params/", "opt/target/")
 
 
@@ -40,11 +45,15 @@ def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       flat = {name: _recover(archive[name]) for name in archive.files}
   except ValueError as error:
+    if "allow_pickle" not in str(error):
+      raise ParamsError(
+        f"{path} is not a whole .npz file: {error}; fetch it again."
+      ) from error
     raise ParamsError(
       f"{path} holds pickled objects, which are never loaded as they can run"
       f" code; save plain arrays instead. ({error})"
     ) from error
-  except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+  except DAMAGED as error:
     raise ParamsError(
       f"{path} is not a whole .npz file: {error}; fetch it again."
     ) from error
@@ -83,4 +92,6 @@ def save_npz(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
 
 def _recover(array):
   """bfloat16 is written by numpy as two void bytes."""
+  if not isinstance(array, np.ndarray):
+    raise TypeError("it holds a file that is no array")
   return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array

@@ -15,7 +15,7 @@ import numpy as np
 from aced.models import variants
 from aced.models.formats import folding, layout, tensors
 from aced.models.formats.layout import HEADS, Rule
-from aced.models.formats.weights import Weights
+from aced.models.formats.weights import Weights, check_fields
 from aced.models.trees import ParamsError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -81,6 +81,7 @@ def read(path: pathlib.Path) -> Weights:
   has_bias = model.get("init_logit_bias") is not None
   if has_bias:
     rules.append(Rule("logit_bias", ("b",), "scalar"))
+  check_fields(folder / CONFIG, image, txt)
   params = folding.biases(layout.read(held, rules, IGNORED))
   if not timm:
     params = folding.class_token(params)
@@ -178,6 +179,11 @@ def _blocks(theirs, ours, fields):
 def _read_config(path):
   """`(model, preprocessing)` of an open_clip_config.json."""
   if not path.exists():
+    if (path.parent / "config.json").exists():
+      raise FileNotFoundError(
+        f"no {path.name} in {path.parent}, but a config.json: of Hugging Face's"
+        " weights, name the folder."
+      )
     raise FileNotFoundError(
       f"no {path.name} in {path.parent}: weights of open_clip do not say how"
       " many heads or which activation they are of; put it beside them."

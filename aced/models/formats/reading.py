@@ -14,6 +14,8 @@ FORMATS = (
   "an .npz file of big_vision, a Hugging Face folder of SigLIP, SigLIP 2 or"
   " CLIP, a folder or .safetensors file of open_clip, or the workdir of a run"
 )
+# What values of other types and signs than expected lead to.
+UNCLEAR = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError)
 # Of a run's config: what its student sees.
 INPUT = ("image_size", "text_length", "resize", "tokenizer")
 
@@ -33,15 +35,27 @@ def read(where: str | os.PathLike) -> Weights:
     ParamsError: they are damaged, of a kind that cannot be read, or do not fit
       the model that they name.
   """
-  where = os.fspath(where)
-  path = pathlib.Path(where).expanduser()
+  where = os.path.expanduser(os.fspath(where))
+  try:
+    return _read(where)
+  except (ParamsError, FileNotFoundError, ImportError):
+    raise
+  except UNCLEAR as error:
+    raise ParamsError(
+      f"{where}: its config is not of the form that such weights have:"
+      f" {type(error).__name__}: {error}"
+    ) from error
+
+
+def _read(where):
+  path = pathlib.Path(where)
   if where.endswith(".npz") or ".npz:" in where:
     return _npz(where)
   if _is_open_clip(path):
     return open_clip.read(path)
   if is_foreign(path):
     return hf.read(path)
-  return _workdir(where)
+  return of_run(where).fitted()
 
 
 def is_foreign(path: pathlib.Path) -> bool:
@@ -68,8 +82,12 @@ def _npz(where):
   ).fitted()
 
 
-def _workdir(where):
-  """A run of ours: the student, as its config describes it."""
+def of_run(where: str) -> Weights:
+  """A run of ours: the student, as its config describes it.
+
+  Raises:
+    FileNotFoundError, ParamsError: as `read`.
+  """
   params = saved.load_checkpoint(where)
   folder, step = saved.find_checkpoint(where)
   path = folder.parent / "config.json"
@@ -92,7 +110,7 @@ def _workdir(where):
   embedding = params.get("txt", {}).get("Embed_0", {}).get("embedding")
   if embedding is not None:
     text.setdefault("vocab_size", int(embedding.shape[0]))
-  found = Weights(
+  return Weights(
     kind=f"a run of ours, at step {step}",
     where=folder.parent,
     params=params,
@@ -100,4 +118,3 @@ def _workdir(where):
     step=step,
     **given,
   )
-  return found.fitted()

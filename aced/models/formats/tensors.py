@@ -38,7 +38,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     )
   tensors = {}
   for name in wanted:
-    if pathlib.PurePath(name).name != name:
+    if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
       raise ParamsError(f"{index} names a shard outside its folder: {name!r}.")
     tensors |= _read_one(path.with_name(name))
   missing = sorted(set(shards) - set(tensors))
@@ -80,6 +80,10 @@ def _read_one(path):
     raise FileNotFoundError(f"no weights at {path}; check the path.")
   try:
     return dict(safetensors.numpy.load_file(path))
+  except (AttributeError, TypeError) as error:
+    raise ParamsError(
+      f"{path} has tensors of a type that cannot be read: {error}."
+    ) from error
   except (safetensors.SafetensorError, ValueError, OSError) as error:
     raise ParamsError(
       f"{path} is not a whole safetensors file: {error}; fetch it again."

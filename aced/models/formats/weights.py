@@ -28,6 +28,7 @@ class Weights:
       where nothing says.
     tokenizer: the spec of the tokenizer; "" where nothing says.
     step: of a run, the step of the checkpoint; None of other weights.
+    released: whether a tokenizer has to lie beside them.
   """
 
   kind: str
@@ -39,6 +40,7 @@ class Weights:
   resize: str = ""
   tokenizer: str = ""
   step: int | None = None
+  released: bool = False
 
   def fitted(self) -> "Weights":
     """The same, with every parameter in the place that the model has for it.
@@ -53,6 +55,26 @@ class Weights:
     except ValueError as error:
       raise ParamsError(f"{self.where}: {error}") from error
     return dataclasses.replace(self, params=params)
+
+
+# More than any of these has, and less than takes long to be refused.
+LARGEST = {"depth": 1000, "norm_eps": 0.1}
+
+
+def check_fields(where: pathlib.Path, *towers: Mapping[str, Any]) -> None:
+  """Refuses sizes that no tower has; raises ParamsError with the field."""
+  for tower in towers:
+    for name, value in tower.items():
+      if name in ("activation", "pool_type", "causal", "pre_norm"):
+        continue
+      whole = name != "norm_eps"
+      sizes = value if isinstance(value, tuple) else (value,)
+      number = all(
+        isinstance(x, int if whole else int | float) and not isinstance(x, bool)
+        for x in sizes
+      )
+      if not number or not all(0 < x <= LARGEST.get(name, 1e7) for x in sizes):
+        raise ParamsError(f"{where} gives a tower {name}={value!r}.")
 
 
 def shapes(config: Mapping[str, Any], image_size: int, text_length: int) -> Any:

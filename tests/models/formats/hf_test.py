@@ -152,6 +152,11 @@ def edit(folder, path, value):
     ("vision_config.image_size", 32, r"another shape(.|\n)*img/pos_embedding"),
     ("text_config.vocab_size", 60, r"another shape(.|\n)*Embed_0/embedding"),
     ("text_config.num_attention_heads", 5, "with 5 heads"),
+    ("text_config.num_attention_heads", "4", "num_heads='4'"),
+    ("text_config.num_hidden_layers", 10**9, "depth=1000000000"),
+    ("vision_config.image_size", None, "not of the form"),
+    ("vision_config.layer_norm_eps", -1.0, r"norm_eps=-1\.0"),
+    ("text_config.vocab_size", 2.5, r"vocab_size=2\.5"),
   ],
 )
 def test_another_architecture_is_refused_by_name(
@@ -160,6 +165,15 @@ def test_another_architecture_is_refused_by_name(
   released.hugging_face("siglip", tmp_path)
   edit(tmp_path, path, value)
   with pytest.raises(ParamsError, match=message):
+    read(tmp_path)
+
+
+def test_pixels_need_a_spread(tmp_path):
+  released.hugging_face("siglip", tmp_path)
+  path = tmp_path / "preprocessor_config.json"
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(config | {"image_std": [0.0, 0.0, 0.0]}))
+  with pytest.raises(ParamsError, match="spreads above 0"):
     read(tmp_path)
 
 

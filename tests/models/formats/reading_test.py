@@ -2,6 +2,7 @@
 
 import json
 import logging as python_logging
+import zipfile
 
 import jax
 import numpy as np
@@ -97,6 +98,32 @@ def test_a_run_of_ours_says_what_its_student_sees(repository, tmp_path):
   (tmp_path / "run" / "config.json").write_text(json.dumps({"a": 1}))
   with pytest.raises(ParamsError, match="does not say of which model"):
     read(tmp_path / "run")
+
+
+def test_files_of_another_form_are_refused_in_words(tmp_path):
+  _, tree = save(tmp_path / "w.npz")
+  flat = params.flatten(tree)
+  whole = {k: (100 * v).astype(np.int8) for k, v in flat.items()}
+  np.savez(tmp_path / "int8.npz", **whole)
+  with pytest.raises(ParamsError, match=r"no floats, such as .* int8"):
+    read(tmp_path / "int8.npz")
+  with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+    archive.writestr("README", "no array")
+  with pytest.raises(ParamsError, match="holds a file that is no array"):
+    read(tmp_path / "text.npz")
+  np.savez(tmp_path / "both.npz", **flat, img=np.zeros(2))
+  with pytest.raises(ParamsError, match="both an array and a folder"):
+    read(tmp_path / "both.npz")
+
+
+def test_a_run_of_ours_must_compute_what_the_model_does(repository, tmp_path):
+  config = smoke(repository, "iid", total_steps=3)
+  config["student"]["text"]["pool_type"] = "gap"
+  train(config, tmp_path / "run")
+  other = read(tmp_path / "run").config
+  other["text"] = {**other["text"], "pool_type": "last"}
+  with pytest.raises(ParamsError, match=r"text\.pool_type: 'gap' of the wei"):
+    params.load(tmp_path / "run", model=build(other))
 
 
 def test_there_is_nothing(tmp_path):
