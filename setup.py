@@ -16,6 +16,7 @@ CORE = [
   "absl-py>=2.1",
   "array-record>=0.8",
   "braceexpand>=0.1.7",
+  "flatbuffers>=24",
   "flax>=0.12.8",
   "fsspec>=2024.6",
   "grain>=0.2.18",

@@ -29,7 +29,7 @@ from aced.evaluation.embed import pad_rows
 from aced.models import build, flexi
 from aced.models.formats import Weights, read
 from aced.models.formats.weights import shapes
-from aced.models.trees import merge
+from aced.models.trees import count_params, merge
 
 BATCH = 64  # Rows embedded at a time.
 
@@ -51,6 +51,13 @@ class Pretrained:
   params: Mapping[str, Any]
   transform: Transform
   tokenizer: tokenizers.Tokenizer | None
+
+  def __repr__(self):
+    return (
+      f"Pretrained({self.weights.kind}, {self.image_size} px,"
+      f" {self.text_length} tokens, {count_params(self.params) / 1e6:.1f} M"
+      f" parameters, tokenizer={self.tokenizer!r})"
+    )
 
   @property
   def image_size(self) -> int:

@@ -8,7 +8,7 @@ Writes, into a folder that must not be there yet:
 
     hf          a SiglipModel of Hugging Face, with processor and tokenizer
     npz         big_vision's format
-    stablehlo   programs of both towers, and a loader that needs jax alone
+    stablehlo   programs of both towers, and a loader; it needs jax, flatbuffers
     onnx        graphs of both towers
     README.md   a model card
 

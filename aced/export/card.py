@@ -37,7 +37,7 @@ model.classify(["cat.jpg"], ["cat", "dog"])
 import sys
 
 sys.path.append("stablehlo")
-import loader  # Needs jax alone.
+import loader  # Needs jax and flatbuffers.
 
 zimg = loader.embed_images(pixels)  # uint8 (n, {size}, {size}, 3)
 ztxt = loader.embed_texts(ids)  # int32 (n, {length})
@@ -57,7 +57,7 @@ logits = {scale:.6g} * zimg @ ztxt.T + {bias:.6g}
 TITLES = {
   "hf": "Hugging Face transformers",
   "npz": "big_vision and aced",
-  "stablehlo": "StableHLO, with jax alone",
+  "stablehlo": "StableHLO, with jax",
   "onnx": "ONNX",
 }
 

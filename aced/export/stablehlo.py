@@ -1,4 +1,4 @@
-"""Programs of the towers that jax alone runs, for any number of rows.
+"""Programs of the towers that jax runs by itself, for any number of rows.
 
 StableHLO is the portable form of what XLA compiles. A program outlives the
 code it was traced from: jax promises to run it for six months at least, and
@@ -27,8 +27,8 @@ LOADER = '''\
 
     from loader import embed_images, embed_texts, scale, bias
 
-It needs jax alone. Pictures are uint8 `(n, {size}, {size}, 3)`, texts int32
-`(n, {length})`; embeddings are float32 `(n, {width})`, of length one. A picture
+It needs jax, and flatbuffers to read programs. Pictures are uint8
+`(n, {size}, {size}, 3)`, texts int32 `(n, {length})`; embeddings are float32 `(n, {width})`, of length one. A picture
 and a text match with log-odds `scale * zimg @ ztxt + bias`. Each number of rows
 is compiled when it is first seen.
 """

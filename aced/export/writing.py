@@ -248,7 +248,10 @@ FORMATS = {
   ),
   "npz": Format(_write_npz, lambda folder, s: _read_back(folder / NPZ, s), NPZ),
   "stablehlo": Format(
-    _write_stablehlo, _embed_stablehlo, "stablehlo/**/*", rounds=True
+    _write_stablehlo,
+    _embed_stablehlo,
+    "stablehlo/**/*",
+    rounds=True,
   ),
   "onnx": Format(
     _write_onnx,

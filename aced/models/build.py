@@ -52,7 +52,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return _of_family(name, fields)
   if name not in MODELS:
     raise ValueError(
-      f"model={name!r} is not known; it is one of {', '.join(MODELS)}, or"
+      f"model={name!r} is not known; it is one of {', '.join(MODELS)}, auto or"
       f" 'family:name' with one of {', '.join(_families()) or 'none'}."
     )
   for tower, module in TOWERS.items():

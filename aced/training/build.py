@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -288,7 +289,18 @@ def load_weights(
     )
     return jax.device_get(jax.jit(init)(rng))
   try:
-    return params_lib.load(where, jax.eval_shape(init, rng), model)
+    params = params_lib.load(where, jax.eval_shape(init, rng), model)
+    wrong = [
+      name
+      for name, value in params_lib.flatten(params).items()
+      if not np.isfinite(value.astype(np.float32)).all()
+    ]
+    if wrong:
+      raise params_lib.ParamsError(
+        f"{len(wrong)} parameters are not finite, such as {wrong[0]}; all"
+        " scores would be NaN. Name an earlier checkpoint."
+      )
+    return params
   except params_lib.ParamsError as error:
     raise params_lib.ParamsError(
       f"config.frozen.{name}.init={where}: {error}"

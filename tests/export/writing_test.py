@@ -221,4 +221,4 @@ def test_the_command_shows_its_help(capsys):
   with pytest.raises(SystemExit) as done:
     main(["--help"])
   assert done.value.code == 0
-  assert "loader that needs jax alone" in capsys.readouterr().out
+  assert "a loader; it needs jax, flatbuffers" in capsys.readouterr().out
