@@ -97,6 +97,9 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["aced", "aced.*"]),
+  package_data={
+    "aced.evaluation.suites": ["data/classes/*.json", "data/templates/*.json"],
+  },
   install_requires=CORE,
   extras_require=EXTRAS,
   entry_points={"aced.models": ["big_vision = aced.bv.models:build"]},

@@ -34,6 +34,19 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
   Raises:
     ConfigError: a word that is neither a variant nor a size.
   """
+  size, variant = size_and_variant(arg, variants)
+  config = config_lib.default()
+  # Those that are empty are there to be set on the command line.
+  empty = {"init": "", "cache": "", "tokenizer": ""}
+  empty |= {"image_size": 0, "text_length": 0, "model": "two_towers"}
+  reference = {**empty, **SIZES[size](config)}
+  return Preset(config, variant, reference)
+
+
+def size_and_variant(
+  arg: str | None, variants: tuple[str, ...] = ()
+) -> tuple[str, str]:
+  """The words that `preset` reads; raises as it does."""
   size, variant = "paper", ""
   for word in filter(None, (arg or "").split(",")):
     if word in SIZES:
@@ -47,12 +60,7 @@ def preset(arg: str | None, variants: tuple[str, ...] = ()) -> Preset:
         " commas, and each is one of"
         f" {', '.join(known)}.{config_lib.did_you_mean(word, known)}"
       )
-  config = config_lib.default()
-  # Those that are empty are there to be set on the command line.
-  empty = {"init": "", "cache": "", "tokenizer": ""}
-  empty |= {"image_size": 0, "text_length": 0, "model": "two_towers"}
-  reference = {**empty, **SIZES[size](config)}
-  return Preset(config, variant, reference)
+  return size, variant
 
 
 def _paper(config):

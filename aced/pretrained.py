@@ -89,11 +89,7 @@ class Pretrained:
       BadRecord: one cannot be decoded.
       OSError: one cannot be read.
     """
-    _check_list("images", images)
-    records = [{"image": _encoded(image)} for image in images]
-    if not records:
-      return np.zeros((0, *(self.image_size,) * 2, 3), np.uint8)
-    return np.stack([self.transform(record) for record in records])
+    return pictures(images, self.transform)
 
   def tokens(self, texts: Sequence[str]) -> np.ndarray:
     """Texts as the model takes them, `(n, l)` int32.
@@ -172,6 +168,15 @@ class Pretrained:
     if not found:  # The width is the model's all the same.
       return np.asarray(embed(pad_rows(rows, 1)))[:0]
     return np.concatenate(found)
+
+
+def pictures(images: Sequence[Any], transform: Transform) -> np.ndarray:
+  """Pictures in any form as a model takes them; see `Pretrained.pixels`."""
+  _check_list("images", images)
+  records = [{"image": _encoded(image)} for image in images]
+  if not records:
+    return np.zeros((0, *(transform.image_size,) * 2, 3), np.uint8)
+  return np.stack([transform(record) for record in records])
 
 
 def load(

@@ -15,8 +15,16 @@ import jax
 from absl import flags
 
 from aced import config as config_lib
-from aced.training import command, distributed, startup, versions, workdir
-from aced.training.build import Run, build
+from aced.training import (
+  build,
+  command,
+  decoding,
+  distributed,
+  startup,
+  versions,
+  workdir,
+)
+from aced.training.build import Run
 from aced.training.checkpoints import Checkpoints
 from aced.training.progress import Progress, unless_it_fails
 from aced.training.session import Session, make_evaluate
@@ -50,7 +58,7 @@ def train(
   distributed.agree("version", versions.code())
   flat = config_lib.flatten(config)
   distributed.agree("config", {key: repr(flat[key]) for key in flat})
-  run = build(config)
+  run = (decoding if config.decoder.model else build).build(config)
   distributed.agree("data", run.identities)
   evaluate = make_evaluate(run)
   for line in workdir.claim(where, run.config):

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from aced import config as config_lib
-from aced.config import ConfigError, resolve, steps
+from aced.config import ConfigError, defaults, resolve, steps
+from aced.config.checks import check_decoder
 
 ALL = [
   (name, arg)
@@ -95,6 +96,60 @@ def test_every_config_says_its_command(repository):
 def test_what_is_wrong_is_named(config, message):
   with pytest.raises(ConfigError, match=message):
     resolve({"batch_size": 16, **config})
+
+
+DECODER = {"model": {"width": 16, "depth": 1, "num_heads": 2}}
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ({"decoder": {"modle": {}}}, r"config\.decoder\.modle .*mean 'model'"),
+    ({"decoder": {"model": 3}}, r"config\.decoder\.model=3"),
+    ({"decoder": {"model": {"width": "x"}}}, None),
+    (curated(decoder=DECODER), r"config\.curation\.method='joint' .*'uniform'"),
+    (
+      {
+        "frozen": {"teacher": {"init": "random"}},
+        "distillation": {"weight": 0.5, "teachers": {"teacher": 1.0}},
+      },
+      r"config\.distillation\.weight=0\.5 .* must be 0\.0",
+    ),
+    (
+      {"accumulation": {"microbatch": 8}},
+      r"config\.accumulation\.microbatch=8 .* must be 0",
+    ),
+    (
+      {"frozen": {"one": {"init": "random"}}},
+      r"config\.frozen\.one is neither",
+    ),
+  ],
+)
+def test_a_decoder_is_trained_on_nothing_but_what_is_read(config, message):
+  config = {"batch_size": 16, "total_steps": 5, "decoder": DECODER} | config
+  if message is None:  # The model checks its fields, when it is built.
+    assert resolve(config).decoder.model.width == "x"
+    return
+  with pytest.raises(ConfigError, match=message):
+    resolve(config)
+
+
+def test_a_frozen_model_that_nothing_uses_is_refused_by_the_decoder_as_well():
+  config = resolve({"batch_size": 16, "total_steps": 5, "decoder": DECODER})
+  config.frozen.one = defaults.frozen_model()
+  with pytest.raises(ConfigError, match=r"config\.frozen names one; a decoder"):
+    check_decoder(config)
+
+
+def test_the_table_of_a_decoder_is_free_and_survives_json():
+  config = resolve({"total_steps": 5, "decoder": {**DECODER, "tasks": ["vqa"]}})
+  config.decoder.model.dropout = 0.5
+  with pytest.raises(AttributeError, match="task"):
+    config.decoder.task = ("vqa",)
+  again = json.loads(json.dumps(config_lib.to_plain(config)))
+  assert config_lib.differences(config, resolve(again)) == []
+  assert resolve(again).decoder.tasks == ("vqa",)
+  assert not config_lib.default().decoder.model
 
 
 def test_setting_an_unknown_key_of_a_config_raises_where_it_is_written():

@@ -9,7 +9,16 @@ import pytest
 # From the commands down; a module may import its own layer's package and what
 # lies below. Names are those of top-level modules and packages of `aced`.
 LAYERS = [
-  {"train", "evaluate", "cache", "export", "plan", "report", "demo"},
+  {
+    "train",
+    "evaluate",
+    "cache",
+    "export",
+    "plan",
+    "report",
+    "demo",
+    "captioner",
+  },
   {"training", "evaluation", "bv", "pretrained"},
   {"data", "curation", "objectives", "models", "presets"},
   {"config"},

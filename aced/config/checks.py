@@ -128,3 +128,25 @@ def check_roles(config) -> None:
         f"config.frozen.{name} is neither the reference nor a teacher; remove"
         " it, or name it in curation.reference or distillation.teachers."
       )
+
+
+def check_decoder(config) -> None:
+  """A decoder learns every pair that is read, from no other model."""
+  if not config.decoder.model:
+    return
+  for key, neutral in (
+    ("curation.method", "uniform"),
+    ("distillation.weight", 0.0),
+    ("accumulation.microbatch", 0),
+  ):
+    value = flatten(config)[key]
+    if value != neutral:
+      raise ConfigError(
+        f"config.{key}={value!r} is of training a student; with config.decoder"
+        f" it must be {neutral!r}."
+      )
+  if config.frozen:
+    raise ConfigError(
+      f"config.frozen names {', '.join(config.frozen)}; a decoder has the"
+      " encoder of config.student alone."
+    )

@@ -42,6 +42,7 @@ def default() -> ConfigDict:
   config.distillation.teachers = ConfigDict()  # name in `frozen` -> weight.
   config.distillation.batch = "curated"  # curated, or iid (IIDistill).
 
+  config.decoder = _decoder()
   config.scoring = _scoring()
   config.accumulation = ConfigDict()
   # Examples of one forward and backward pass, on all devices together; the
@@ -87,6 +88,7 @@ def lock(config: ConfigDict) -> ConfigDict:
     table.unlock()
   for table in (config.student.image, config.student.text):
     table.unlock()
+  config.decoder.model.unlock()
   return config
 
 
@@ -138,6 +140,16 @@ def frozen_model() -> ConfigDict:
   config.image_size = 0
   config.tokenizer = ""
   config.text_length = 0
+  return config
+
+
+def _decoder() -> ConfigDict:
+  """A text decoder that is trained on the frozen student (LiT-Decoder)."""
+  config = ConfigDict()
+  # Fields of `models.decoder.Decoder`; without any, the student is trained.
+  config.model = ConfigDict(convert_dict=True)
+  config.tasks = ("caption", "vqa")  # What is learnt, each in equal parts.
+  config.freeze = True  # The encoder; or it is trained along (a captioner).
   return config
 
 

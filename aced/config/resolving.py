@@ -6,7 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aced.config.checks import check_choices, check_ranges, check_roles
+from aced.config.checks import (
+  check_choices,
+  check_decoder,
+  check_ranges,
+  check_roles,
+)
 from aced.config.defaults import default, frozen_model, lock
 from aced.config.errors import ConfigError, did_you_mean
 from aced.curation import check_sizes, super_batch_size
@@ -35,6 +40,7 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
   except ValueError as error:
     raise ConfigError(f"curation: {error}") from error
   check_roles(resolved)
+  check_decoder(resolved)
   return lock(resolved)
 
 
@@ -56,7 +62,8 @@ def loaded_size(config: ConfigDict) -> int:
 
 # Tables whose keys are free here: what they configure checks them.
 FREE = re.compile(
-  r"evals|frozen|distillation\.teachers|(student|frozen\.[^.]+)\.(image|text)"
+  r"evals|frozen|distillation\.teachers|decoder\.model|"
+  r"(student|frozen\.[^.]+)\.(image|text)"
 )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aced.config import did_you_mean
-from aced.data import drawing
+from aced.data import drawing, questions
 from aced.data.records import Record, Source, SourceError
 
 SPLITS = ("train", "val", "test", "classes")
@@ -18,7 +18,6 @@ SIZES = {"small": 0.30, "large": 0.46}  # Across, as shares of the picture.
 
 _SHAPES, _COLOURS = tuple(drawing.SHAPES), tuple(drawing.COLOURS)
 _BACKGROUNDS = tuple(drawing.BACKGROUNDS)
-# Colour -> its tone, and that of its stripes and dots.
 # Colour -> its tone, and that of its stripes and dots.
 _TONES = {
   name: (tone, drawing.second_tone(tone))
@@ -31,7 +30,6 @@ _SIZE_WORDS = {
   "small": ("small", "small", "tiny"),
   "large": ("large", "large", "big"),
 }
-_PLURALS = {shape: f"{shape}s" for shape in _SHAPES} | {"cross": "crosses"}
 _TEXTURE_NOUNS = {"striped": "stripes", "dotted": "dots"}
 _OPENINGS = ("a photo of ", "a picture of ")
 _COUNTS = {2: "two", 3: "three"}
@@ -97,7 +95,8 @@ class Scenes(Source):
   Records hold `image` `(image_size, image_size, 3)` uint8, `text`, `objects`
   (a list of dicts of size, texture, colour, shape, x, y), `count`,
   `background`, `relation` or `arrangement` where there is one, and `label`
-  ("red circle") where all objects are of one kind.
+  ("red circle") where all objects are of one kind; and `questions`, where they
+  are asked for, see `aced.data.questions`.
 
   Args:
     size: the number of scenes.
@@ -106,6 +105,7 @@ class Scenes(Source):
     split: "train", "val", "test": different scenes of the same sort; or
       "classes": objects of one kind only, each of `class_names()` in turn,
       for zero-shot classification.
+    asked: the most questions about a scene, at most five.
 
   Raises:
     SourceError: an argument that is out of range.
@@ -117,6 +117,7 @@ class Scenes(Source):
     seed: int = 0,
     image_size: int = 32,
     split: str = "train",
+    asked: int = 0,
   ):
     if split not in SPLITS:
       raise SourceError(
@@ -127,11 +128,13 @@ class Scenes(Source):
       ("size", size, 1),
       ("seed", seed, 0),
       ("image_size", image_size, 16),
+      ("asked", asked, 0),
     ):
       if value < least:
         raise SourceError(f"{name}={value} must be {least} or above.")
     self.size, self.seed = size, seed
     self.image_size, self.split = image_size, split
+    self.asked = asked
 
   def __len__(self):
     return self.size
@@ -140,15 +143,23 @@ class Scenes(Source):
     return (
       f"synthetic:{self.split}?size={self.size}&seed={self.seed}"
       f"&image_size={self.image_size}"
+      f"{f'&asked={self.asked}' if self.asked else ''}"
     )
 
   def __getitem__(self, index):
     record, draw = self._record(index)
-    return record | {"image": self._draw(record, draw)}
+    picture = self._draw(record, draw)
+    return self._ask(record, index) | {"image": picture}
 
   def fields(self, index):
     """The record at `index`, without drawing its picture."""
-    return self._record(index)[0]
+    return self._ask(self._record(index)[0], index)
+
+  def _ask(self, record, index):
+    if self.asked:
+      seed = f"{self.seed} {self.split} {int(index)}"
+      record["questions"] = questions.about(record, self.asked, seed)
+    return record
 
   def _record(self, index) -> "tuple[Record, _Draw]":
     index = self._check(index)
@@ -269,7 +280,7 @@ def _group(draw, kind=None):
 def _phrase(draw, kind, *, plural=False, short=False):
   """Names a kind of object: its size, texture, colour and shape."""
   size = draw.choice(_SIZE_WORDS[kind.size])
-  noun = _PLURALS[kind.shape] if plural else kind.shape
+  noun = questions.plural(kind.shape) if plural else kind.shape
   way = draw.uniform()
   if kind.texture == "solid":
     return f"{size} {kind.colour} {noun}"

@@ -1,9 +1,11 @@
 """Embeddings of a data set: rows split over devices, padding left out."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -50,18 +52,19 @@ def embedders(
 
 
 def split_rows(
-  function: Callable[[Any, jax.Array], jax.Array], mesh: jax.sharding.Mesh
-) -> Callable[[Any, np.ndarray], jax.Array]:
+  function: Callable[[Any, Any], jax.Array], mesh: jax.sharding.Mesh
+) -> Callable[[Any, Any], jax.Array]:
   """Jits `function(params, rows)` with its rows split over the devices.
 
   Args:
-    function: maps `(n, ...)` rows to `(n, d)`, each row by itself.
+    function: maps `(n, ...)` rows, or a tree of them, to `(n, d)`, each row by
+      itself.
     mesh: rows are split over all of its axes.
 
   Returns:
     A function of the same arguments. It takes the `n` rows of this process,
-    pads them so that they divide over its devices, and returns `(n, d)`
-    float32, still being computed.
+    pads them so that they divide over its devices, and returns `(n, d)`, still
+    being computed; float32 where the function's are floats.
   """
   spec = jax.P(mesh.axis_names)
   sharding = jax.NamedSharding(mesh, spec)
@@ -70,14 +73,23 @@ def split_rows(
   @jax.jit
   def embed(params, rows):
     with placement.rows_over(mesh):
-      z = function(params, rows).astype(np.float32)
+      z = function(params, rows)
+    if jnp.issubdtype(z.dtype, jnp.floating):
+      z = z.astype(jnp.float32)
     return jax.lax.with_sharding_constraint(z, sharding)
 
-  def embed_local(params, rows):
-    count = len(rows)
+  def place(count, rows):
     rows = pad_rows(rows, count + -count % devices)
-    rows = jax.make_array_from_process_local_data(sharding, rows)
-    z = embed(params, rows)
+    return jax.make_array_from_process_local_data(sharding, rows)
+
+  def embed_local(params, rows):
+    count, *others = map(len, jax.tree.leaves(rows))
+    if set(others) - {count}:
+      raise ValueError(
+        f"the arrays have {count}, {', '.join(map(str, others))} rows; expected"
+        " as many in each."
+      )
+    z = embed(params, jax.tree.map(functools.partial(place, count), rows))
     z = multihost_utils.global_array_to_host_local_array(z, mesh, spec)
     return z if len(z) == count else z[:count]
 
@@ -165,19 +177,34 @@ def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _embed(embed, batches, key):
-  """Embeds `batch[key]` of every batch and keeps the rows that count."""
+  rows = collect(lambda batch: embed(batch[key]), batches)
+  return Rows(rows.z.astype(np.float32), rows.index)
+
+
+def collect(
+  function: Callable[[Mapping[str, np.ndarray]], Any], batches: Batches
+) -> Rows:
+  """Runs a function on every batch and keeps the rows that count.
+
+  Args:
+    function: maps a batch of `n` rows to `(n, d)`.
+    batches: dicts with `_mask` and `index`, as of `embed_images`.
+
+  Returns:
+    The same rows on every process, in the order of the batches.
+  """
   z, mask, index, pending = [], [], [], None
   for batch in batches:
     # The next batch is under way before the last one is waited for.
-    computing = embed(batch[key])
+    computing = function(batch)
     if pending is not None:
-      z.append(np.asarray(pending, np.float32))
+      z.append(np.asarray(pending))
     pending = computing
     mask.append(np.asarray(batch["_mask"], bool))
     index.append(np.asarray(batch["index"]))
   if pending is None:
     return Rows(np.zeros((0, 0), np.float32), np.zeros(0, np.int64))
-  z.append(np.asarray(pending, np.float32))
+  z.append(np.asarray(pending))
   z, mask, index = (_gather(np.stack(x)) for x in (z, mask, index))
   return Rows(z[mask], index[mask].astype(np.int64))
 

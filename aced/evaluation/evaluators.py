@@ -1,76 +1,20 @@
 """Evaluators: a data set, a task, and the metrics of a model on it."""
 
+import collections
 import functools
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from aced.config import ConfigError, did_you_mean
 from aced.data import pipeline, sources
 from aced.evaluation import embed, zero_shot
-from aced.evaluation.embed import Embed
-from aced.evaluation.retrieval import check_ks, retrieval
-
-
-class Evaluator(ABC):
-  """Scores a model on one data set; knows it by its two embedding functions.
-
-  Records that cannot be decoded are left out and counted in the metric
-  `masked`.
-
-  Attributes:
-    name: what its metrics are logged under.
-  """
-
-  name: str
-
-  def __init__(self, source, tokenizer, transform, batch_size):
-    if not isinstance(batch_size, int) or batch_size < 1:
-      raise ValueError(f"batch_size={batch_size!r} must be a whole number > 0.")
-    self.source = source
-    self.tokenizer = tokenizer
-    self.transform = transform
-    self.batch_size = batch_size
-
-  def __repr__(self):
-    return f"{type(self).__name__}({self.source!r})"
-
-  @abstractmethod
-  def run(self, embed_image: Embed, embed_text: Embed) -> dict[str, float]:
-    """Returns the metrics of the model, the same on every process.
-
-    Args:
-      embed_image: maps `(n, h, w, 3)` pictures to `(n, d)` embeddings.
-      embed_text: maps `(n, l)` token ids to `(n, d)` embeddings.
-
-    Raises:
-      ValueError: there is nothing to evaluate.
-    """
-
-  def _embed_images(self, embed_image) -> embed.Rows:
-    """Embeds every picture that can be read."""
-    count = len(self.source)
-    rows = embed.Rows(np.zeros((0, 0)), np.zeros(0, np.int64))
-    if count:
-      batches = pipeline.eval_batches(
-        self.source,
-        self.tokenizer,
-        self.transform,
-        batch_size=embed.batch_rows(self.batch_size, count),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-      )
-      rows = embed.embed_images(embed_image, batches)
-    if not len(rows.z):
-      raise ValueError(
-        f"nothing to evaluate in {self.source!r}: none of its {count} records"
-        " could be read; check its path and its images and captions."
-      )
-    return rows
+from aced.evaluation.association import Association
+from aced.evaluation.evaluator import Evaluator, read_field
+from aced.evaluation.outcomes import Classified, Retrieved
+from aced.evaluation.retrieval import check_ks, retrieval_ranks
 
 
 class ZeroShot(Evaluator):
@@ -85,6 +29,11 @@ class ZeroShot(Evaluator):
     templates: prompts, with "{}" where the name of the class goes.
     batch_size: rows embedded at a time, of all processes together.
     label_field: the field of a record that holds the name of its class.
+    group_field: that holds its group, for the worst group's scores; "name.0"
+      is the first item of the list in the field "name".
+    groups_left_out: that do not count among the groups.
+    label_names: what records call the classes, in the order of `class_names`;
+      None is the same.
 
   Raises:
     ValueError: a template without "{}", no class names, or no such field.
@@ -100,6 +49,9 @@ class ZeroShot(Evaluator):
     templates: Sequence[str] = zero_shot.TEMPLATES,
     batch_size: int = 256,
     label_field: str = "label",
+    group_field: str | None = None,
+    groups_left_out: Sequence[str | int] = (),
+    label_names: Sequence[str] | None = None,
     name: str = "zero_shot",
   ):
     super().__init__(source, tokenizer, transform, batch_size)
@@ -112,32 +64,77 @@ class ZeroShot(Evaluator):
         " take those of the source."
       )
     zero_shot.check_templates(templates)
+    names = class_names or ()
+    if label_names is not None and len(label_names) != len(names):
+      raise ValueError(
+        f"{len(label_names)} label_names and {len(names)} class_names; give"
+        " both in one order."
+      )
+    called = label_names or names
+    twice = [n for n, k in collections.Counter(called).items() if k > 1]
+    if twice:
+      raise ValueError(
+        f"{twice[0]!r} is the name of more than one class, and a label could"
+        " mean either; tell them apart by label_names."
+      )
     # The first record alone now, so that a wrong name is found at once.
-    _field(source, label_field, str, "ZeroShot", limit=1)
+    read_field(source, label_field, (str, int), "ZeroShot", limit=1)
+    if group_field is not None:
+      read_field(source, group_field, (str, int), "ZeroShot", limit=1)
     self._class_names = class_names
     self.templates = tuple(templates)
     self.label_field = label_field
-
-  @functools.cached_property
-  def labels(self) -> list[str]:
-    """The class name of every record."""
-    return _field(self.source, self.label_field, str, "ZeroShot")
+    self.group_field = group_field
+    self.groups_left_out = tuple(groups_left_out)
+    self.label_names = label_names
 
   @functools.cached_property
   def class_names(self) -> tuple[str, ...]:
     """The classes to tell apart."""
-    return tuple(self._class_names or sorted(set(self.labels)))
+    return tuple(self._class_names or sorted(set(self._labels)))
 
-  def run(self, embed_image, embed_text):
-    """Returns the metrics of `zero_shot.accuracy`, and `masked`."""
-    images = self._embed_images(embed_image)
-    number = {name: k for k, name in enumerate(self.class_names)}
-    for label in set(self.labels) - set(number):
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """The number of every record's class."""
+    names = self.label_names or self.class_names
+    number = {name: k for k, name in enumerate(names)}
+    for label in set(self._labels) - set(number):
+      where = "label_names" if self.label_names else "class_names"
       raise ValueError(
-        f"{self.source!r} holds the class {label!r}, which is not in"
-        f" class_names.{did_you_mean(label, number)}"
+        f"{self.source!r} holds the class {label!r}, which is not in {where},"
+        f" {len(names)} of them.{did_you_mean(label, number)}"
       )
-    labels = np.array([number[self.labels[k]] for k in images.index])
+    return np.array([number[label] for label in self._labels])
+
+  @functools.cached_property
+  def _labels(self):
+    """The class of every record, as it stands there."""
+    found = read_field(self.source, self.label_field, (str, int), "ZeroShot")
+    return [str(label).strip() for label in found]
+
+  @functools.cached_property
+  def groups(self) -> np.ndarray | None:
+    """The group of each record as a number; -1 of one that is left out."""
+    if self.group_field is None:
+      return None
+    found = read_field(self.source, self.group_field, (str, int), "ZeroShot")
+    # As text, so that a 5 of the data is the "5" of a config, as with labels.
+    values = [str(value).strip() for value in found]
+    known = sorted(set(values) - {str(name) for name in self.groups_left_out})
+    if not known:
+      raise ValueError(
+        f"{self.source!r}: the field {self.group_field!r} has none but the"
+        f" groups that are left out, {self.groups_left_out}."
+      )
+    numbers = {value: k for k, value in enumerate(known)}
+    return np.array([numbers.get(value, -1) for value in values])
+
+  def check(self):
+    """Reads labels and groups."""
+    _ = self.labels, self.groups
+
+  def measure(self, images, embed_text) -> Classified:
+    """Classifies all pictures."""
     classes = zero_shot.class_embeddings(
       embed_text,
       self.tokenizer,
@@ -145,8 +142,14 @@ class ZeroShot(Evaluator):
       self.templates,
       self.batch_size,
     )
-    metrics = zero_shot.accuracy(images.z, classes, labels)
-    return metrics | {"masked": float(len(self.source) - len(images.z))}
+    groups = None if self.groups is None else self.groups[images.index]
+    return zero_shot.classify(
+      images.z,
+      classes,
+      self.labels[images.index],
+      index=images.index,
+      group=groups,
+    )
 
 
 class Retrieval(Evaluator):
@@ -180,7 +183,7 @@ class Retrieval(Evaluator):
     self.name = name
     check_ks(ks)
     if group_field is not None:
-      _field(source, group_field, (str, int), "Retrieval", limit=1)
+      read_field(source, group_field, (str, int), "Retrieval", limit=1)
     self.ks = tuple(ks)
     self.group_field = group_field
 
@@ -195,12 +198,15 @@ class Retrieval(Evaluator):
     """A number for each record, equal where the pictures are."""
     if self.group_field is None:
       return None
-    values = _field(self.source, self.group_field, (str, int), "Retrieval")
+    values = read_field(self.source, self.group_field, (str, int), "Retrieval")
     return np.unique(values, return_inverse=True)[1]
 
-  def run(self, embed_image, embed_text):
-    """Returns the metrics of `retrieval`, and `masked`."""
-    images = self._embed_images(embed_image)
+  def check(self):
+    """Reads captions and groups."""
+    _ = self.captions, self.groups
+
+  def measure(self, images, embed_text) -> Retrieved:
+    """Looks for every picture and every caption among the others."""
     texts, record = self.captions
     row = np.full(len(self.source), -1)
     row[images.index] = np.arange(len(images.index))
@@ -214,17 +220,28 @@ class Retrieval(Evaluator):
     batches = embed.text_batches(
       [texts[k] for k in kept], self.tokenizer, self.batch_size
     )
-    metrics = retrieval(
+    own = row[record[kept]]
+    found = retrieval_ranks(
       images.z,
       embed.embed_texts(embed_text, batches).z,
-      row[record[kept]],
-      self.ks,
+      own,
       None if self.groups is None else self.groups[images.index],
     )
-    return metrics | {"masked": float(len(self.source) - len(images.z))}
+    return Retrieved(
+      image_rank=found.image_rank,
+      image_index=found.image_index,
+      text_rank=found.text_rank,
+      text_index=own,
+      clusters=len(images.z),
+      ks=self.ks,
+    )
 
 
-EVALUATORS = {"zero_shot": ZeroShot, "retrieval": Retrieval}
+EVALUATORS = {
+  "zero_shot": ZeroShot,
+  "retrieval": Retrieval,
+  "association": Association,
+}
 
 
 def build(
@@ -246,15 +263,35 @@ def build(
     ConfigError: an unknown type or key, one that is missing, or a value that
       the evaluator refuses.
   """
+  kind, given = check_table(name, config, EVALUATORS)
+  return open_table(name, EVALUATORS[kind], given, tokenizer, transform)
+
+
+def check_table(
+  name: str, config: Mapping[str, Any], kinds: Mapping[str, type]
+) -> tuple[str, dict[str, Any]]:
+  """Checks the table of an evaluator.
+
+  Args:
+    name: the key in `config.evals`.
+    config: `type`, `source` and keyword arguments of the class of that type.
+    kinds: type -> class.
+
+  Returns:
+    The type, and the rest of the table.
+
+  Raises:
+    ConfigError: an unknown type or key, or one that is missing.
+  """
   given = dict(config)
   where = f"config.evals.{name}"
   kind = given.pop("type", None)
-  if kind not in EVALUATORS:
+  if kind not in kinds:
     raise ConfigError(
-      f"{where}.type={kind!r} is not known; it is one of"
-      f" {', '.join(EVALUATORS)}.{did_you_mean(kind, EVALUATORS)}"
+      f"{where}.type={kind!r} is not known here; it is one of"
+      f" {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
     )
-  parameters = inspect.signature(EVALUATORS[kind]).parameters.values()
+  parameters = inspect.signature(kinds[kind]).parameters.values()
   known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"name"}
   known.add("source")
   for key in given:
@@ -268,25 +305,39 @@ def build(
       f"{where}.source is missing; set the data set to evaluate, such as"
       " 'jsonl:path/test.jsonl'."
     )
+  return kind, given
+
+
+def open_table(
+  name: str,
+  kind: type,
+  given: Mapping[str, Any],
+  tokenizer: Callable[[Sequence[str]], np.ndarray],
+  transform: Callable[..., Any],
+) -> Any:
+  """Opens the source of a checked table and makes the evaluator.
+
+  Raises:
+    ConfigError: the source cannot be opened, or the evaluator refuses a value.
+  """
+  given = dict(given)
   source = sources.open_source(given.pop("source"))
   try:
-    return EVALUATORS[kind](source, tokenizer, transform, name=name, **given)
+    return kind(source, tokenizer, transform, name=name, **given)
   except (TypeError, ValueError) as error:
-    raise ConfigError(f"{where}: {error}") from error
+    raise ConfigError(f"config.evals.{name}: {error}") from error
 
 
 def run_all(
-  evaluators: Iterable[Evaluator],
-  embed_image: Embed,
-  embed_text: Embed,
+  evaluators: Iterable[Any],
+  *functions: Callable[[Any], Any],
   failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, float]:
   """Runs evaluators in turn.
 
   Args:
     evaluators: to run.
-    embed_image: as `Evaluator.run` takes it.
-    embed_text: as well.
+    *functions: that their `run` takes, what they know the model by.
     failed: told the name of an evaluator that raised, and what; the others are
       run nevertheless. None: what it raises, this raises.
 
@@ -296,7 +347,7 @@ def run_all(
   found = {}
   for evaluator in evaluators:
     try:
-      metrics = evaluator.run(embed_image, embed_text)
+      metrics = evaluator.run(*functions)
     except Exception as error:
       if failed is None:
         raise
@@ -304,19 +355,3 @@ def run_all(
       metrics = {"failed": 1.0}
     found |= {f"{evaluator.name}/{k}": v for k, v in metrics.items()}
   return found
-
-
-def _field(source, field, types, user, limit=None):
-  """Reads one field of every record, or the first ones; all must have it."""
-  values = []
-  for index in range(len(source))[:limit]:
-    record = source.fields(index)
-    if not isinstance(record.get(field), types):
-      raise ValueError(
-        f"{user} needs a {field!r} in every record, and record {index} of"
-        f" {source!r} has {record.get(field)!r}; its fields are"
-        f" {', '.join(sorted(record))}. Name another field in the config or in"
-        " the source, such as 'jsonl:test.jsonl?label=name'."
-      )
-    values.append(record[field])
-  return values

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aced.evaluation.embed import Embed, embed_texts, text_batches
+from aced.evaluation.outcomes import Classified
 from aced.evaluation.retrieval import check_finite, ranks
 
+# Similarities held at a time, 8 MiB of float64.
+_BLOCK = 2**20
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}")
 
 
@@ -47,17 +50,26 @@ def class_embeddings(
 def accuracy(
   zimg: np.ndarray, class_embedding: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
-  """How often the right class is nearest, of equal ones the first.
+  """How often the right class is nearest: the metrics of `classify`."""
+  return classify(zimg, class_embedding, labels).metrics()
+
+
+def classify(
+  zimg: np.ndarray,
+  class_embedding: np.ndarray,
+  labels: np.ndarray,
+  *,
+  index: np.ndarray | None = None,
+  group: np.ndarray | None = None,
+) -> Classified:
+  """Finds the nearest class of every image, of equal ones the first.
 
   Args:
     zimg: `(n, d)` embeddings of images.
     class_embedding: `(c, d)` embeddings of classes.
     labels: `(n,)` integers, the right class of each image.
-
-  Returns:
-    `accuracy` over images, `mean_per_class` (the mean over the classes that
-    occur in `labels` of the accuracy within each), and with more than five
-    classes `accuracy_top5`; all as fractions.
+    index: `(n,)` integers, which record each image is; None is `0..n-1`.
+    group: `(n,)` integers, see `Classified`.
 
   Raises:
     ValueError: inputs that are empty, not finite or do not fit together.
@@ -76,16 +88,25 @@ def accuracy(
       f"labels holds {labels.min()}..{labels.max()}; expected rows of"
       f" class_embedding, 0..{classes - 1}."
     )
-  rank = ranks(zimg, class_embedding, labels, np.arange(classes))
-  count = np.bincount(labels, minlength=classes)
-  right = np.bincount(labels, weights=rank == 0, minlength=classes)
-  metrics = {
-    "accuracy": float(np.mean(rank == 0)),
-    "mean_per_class": float(np.mean(right[count > 0] / count[count > 0])),
-  }
-  if classes > 5:
-    metrics["accuracy_top5"] = float(np.mean(rank < 5))
-  return metrics
+  return Classified(
+    index=np.arange(len(labels)) if index is None else index,
+    labels=labels,
+    predicted=_nearest(zimg, class_embedding),
+    rank=ranks(zimg, class_embedding, labels, np.arange(classes)),
+    classes=classes,
+    group=group,
+  )
+
+
+def _nearest(zimg, class_embedding):
+  """The nearest class of each image; rounding and ties are those of `ranks`."""
+  classes = np.asarray(class_embedding, np.float64).T
+  block = max(1, _BLOCK // classes.shape[1])
+  found = []
+  for start in range(0, len(zimg), block):
+    similarity = zimg[start : start + block].astype(np.float64) @ classes
+    found.append(similarity.astype(np.float32).argmax(axis=1))
+  return np.concatenate(found)
 
 
 def check_templates(templates: Sequence[str]) -> None:

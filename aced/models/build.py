@@ -27,6 +27,7 @@ COMMON = {
 CHOICES = {
   "image": {"pool_type": vit.POOLS, "posemb": vit.POSITIONS, **COMMON},
   "text": {"pool_type": text.POOLS, **COMMON},
+  "decoder": COMMON,
 }
 
 
@@ -56,7 +57,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
       f" 'family:name' with one of {', '.join(_families()) or 'none'}."
     )
   for tower, module in TOWERS.items():
-    fields[tower] = _tower(tower, module, fields.get(tower, {}))
+    fields[tower] = tower_fields(tower, module, fields.get(tower, {}))
   model = MODELS[name](**_checked(MODELS[name], fields, ""))
   if model.temperature_init <= 0:
     raise ValueError(
@@ -96,7 +97,7 @@ def _of_family(name, fields):
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config as plain values, its named pair of towers written out."""
-  fields = _plain(config)
+  fields = plain(config)
   name = fields.pop("variant", "")
   if name:
     for key, value in variants.pair_config(name).items():
@@ -108,8 +109,19 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
   return fields
 
 
-def _tower(tower, module, given):
-  """The fields of one tower, each known, of its type and of its choices."""
+def tower_fields(
+  tower: str, module: type[nn.Module], given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The fields of one tower, each known, of its type and of its choices.
+
+  Args:
+    tower: a key of `CHOICES`, by which errors call the fields.
+    module: what has them.
+    given: of a config, as `plain` returns it.
+
+  Raises:
+    ValueError: an unknown field or choice, or a value of another type.
+  """
   if not isinstance(given, Mapping):
     raise ValueError(
       f"{tower}={given!r} must be a table of fields of {module.__name__}."
@@ -186,10 +198,10 @@ def _fits(value, hint):
   return isinstance(value, hint)
 
 
-def _plain(value):
+def plain(value: Any) -> Any:
   """Mappings as dicts, lists as tuples."""
   if isinstance(value, Mapping) or hasattr(value, "items"):
-    return {k: _plain(v) for k, v in value.items()}
+    return {k: plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return tuple(_plain(v) for v in value)
+    return tuple(plain(v) for v in value)
   return value

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from aced.models import variants
 from aced.models.build import build, towers
+from aced.models.decoder import Decoder, expand
 from aced.models.text import TextTransformer
 from aced.models.two_towers import TwoTowers
 from aced.models.vit import ViT, kept_tokens
@@ -116,6 +117,48 @@ def count_text(tower: TextTransformer, length: int) -> TowerCost:
   return _finish(tower, shape, length, 0, params)
 
 
+def count_decoder(
+  decoder: Decoder, memory_tokens: int, memory_width: int, length: int
+) -> TowerCost:
+  """Counts a text decoder, without the encoder of the pictures.
+
+  A pass scores all tokens of a text at once. To write a text with a cache takes
+  the same products, those of the last token aside, since each step looks at all
+  positions of the cache; beams multiply all but the picture's keys and values.
+
+  Args:
+    decoder: the decoder.
+    memory_tokens: tokens of a picture.
+    memory_width: width of such a token.
+    length: tokens of the text, prompt and end among them.
+
+  Returns:
+    The cost; its `width` is that of the residual stream.
+
+  Raises:
+    ValueError: `length` is above the decoder's `max_length`.
+  """
+  if not 1 <= length <= decoder.max_length:
+    raise ValueError(
+      f"length={length} must be at least 1 and at most the decoder's"
+      f" max_length={decoder.max_length}."
+    )
+  shape = expand(decoder)
+  d = shape.width
+  block = (
+    _attention(d, length, length),
+    _attention(d, length, memory_tokens, memory_width),
+    _mlp(d, shape.mlp_dim, length),
+  )
+  # The output's matrix is the table of the input.
+  macs = (
+    shape.depth * sum(m for m, _ in block) + length * d * decoder.vocab_size
+  )
+  params = shape.depth * (sum(p for _, p in block) + 6 * d) + 2 * d
+  params += (decoder.vocab_size + decoder.max_length) * d + 2 * memory_width
+  return TowerCost(macs, params, d, length)
+
+
 def _finish(tower, shape, tokens, macs, params):
   """Adds blocks, pooling and head to what a tower has of its own."""
   d = shape.width
@@ -133,10 +176,15 @@ def _finish(tower, shape, tokens, macs, params):
   return TowerCost(macs, params, width, tokens)
 
 
-def _attention(d, queries, keys):
-  """`(macs, params)` of multi-head attention."""
-  projections = 2 * queries * d * d + 2 * keys * d * d
-  return projections + 2 * queries * keys * d, 4 * (d * d + d)
+def _attention(d, queries, keys, memory=None):
+  """`(macs, params)` of multi-head attention to tokens of a width, `d` if None.
+
+  The queries are of width `d`.
+  """
+  memory = memory or d
+  projections = 2 * queries * d * d + 2 * keys * memory * d
+  params = 2 * d * d + 2 * memory * d + 4 * d
+  return projections + 2 * queries * keys * d, params
 
 
 def _mlp(d, hidden, tokens):

@@ -186,6 +186,11 @@ def draw_up(
     ConfigError: the config is wrong.
     ValueError: sizes that the mesh cannot carry, or a model that is wrong.
   """
+  if config.decoder.model:
+    raise config_lib.ConfigError(
+      "config.decoder trains a decoder, and this is about training a student;"
+      " take a config without it."
+    )
   recipe = Recipe.from_config(config)
   recipe.check(mesh)
   total_steps = config_lib.steps(

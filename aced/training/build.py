@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -78,6 +78,9 @@ class Run(blueprint.Blueprint):
       scales={name: found.scales for name, found in self.caches.items()},
     )
 
+  # What the trained model is called, where a run's parameters are told.
+  TRAINED: ClassVar[str] = "student"
+
   @property
   def evaluates(self) -> bool:
     """Whether any evaluator has a source."""
@@ -91,6 +94,10 @@ class Run(blueprint.Blueprint):
       for name, table in self.config.evals.items()
       if table.get("source") != ""
     ]
+
+  def evaluated(self) -> tuple[Any, ...]:
+    """Functions of `(params, rows)`: what evaluators know the model by."""
+    return evaluation.embedders(self.student, self.mesh)
 
   def metadata(self, step: int) -> dict[str, Any]:
     """What a checkpoint says beside its arrays."""
@@ -132,12 +139,7 @@ def build(config: Mapping[str, Any]) -> Run:
   recipe = blueprint.Recipe.from_config(config)
   recipe.check(mesh)
   source = sources.open_source(config.input.source)
-  if recipe.super_batch > len(source):
-    raise config_lib.ConfigError(
-      f"the super-batch of {recipe.super_batch} pairs is larger than the data"
-      f" set {config.input.source!r} of {len(source)}; lower batch_size or"
-      " curation.filter_ratio."
-    )
+  check_size(config, recipe, source)
   inputs = open_input(config, source)
   views = views_lib.from_config(config)
   caches = open_caches(config, recipe, inputs, views)
@@ -176,6 +178,18 @@ def build(config: Mapping[str, Any]) -> Run:
     },
     every=intervals(config, recipe, len(source), plan.total_steps),
   )
+
+
+def check_size(
+  config: ConfigDict, recipe: blueprint.Recipe, source: Any
+) -> None:
+  """Raises ConfigError unless the data set has a super-batch."""
+  if recipe.super_batch > len(source):
+    raise config_lib.ConfigError(
+      f"the super-batch of {recipe.super_batch} pairs is larger than the data"
+      f" set {config.input.source!r} of {len(source)}; lower batch_size or"
+      " curation.filter_ratio."
+    )
 
 
 def intervals(

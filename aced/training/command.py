@@ -33,18 +33,20 @@ ERRORS = (
 )
 
 
-def define_flags(*, together: bool = False) -> None:
-  """Defines `--config` and `--traceback`, which every command has.
+def define_flags(*, config: bool = True, together: bool = False) -> None:
+  """Defines `--traceback`, which every command has, and what most have.
 
   Args:
+    config: whether it reads a config; defines `--config`.
     together: whether several processes may run it as one; defines the flags
       that tell them of each other.
   """
-  config_flags.DEFINE_config_file(
-    "config", None, "Config file, with words joined by commas after a colon."
-  )
   flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
-  flags.mark_flag_as_required("config")
+  if config:
+    config_flags.DEFINE_config_file(
+      "config", None, "Config file, with words joined by commas after a colon."
+    )
+    flags.mark_flag_as_required("config")
   if together:
     flags.DEFINE_string(
       "coordinator", None, "HOST:PORT where the first of several is to listen."

@@ -214,21 +214,21 @@ class Session:
 def make_evaluate(run: Run) -> Evaluate:
   """Returns `evaluate(state, step, check) -> {"eval/name/metric": value}`."""
   evaluators = run.evaluators()
-  embedders = evaluation.embedders(run.student, run.mesh)
+  functions = run.evaluated()
 
   def evaluate(state, step, check=lambda: None):
     params = student_params(state.params)
 
-    def bound(embed):
-      def embed_rows(rows):
+    def bound(function):
+      def of_rows(rows):
         check()
-        return embed(params, rows)
+        return function(params, rows)
 
-      return embed_rows
+      return of_rows
 
     scores = evaluation.run_all(
       evaluators,
-      *map(bound, embedders),
+      *map(bound, functions),
       failed=functools.partial(evaluator_failed, step),
     )
     return {f"eval/{name}": value for name, value in scores.items()}
@@ -278,7 +278,7 @@ def summary(step: int, scores: Mapping[str, float]) -> str:
   shown = {
     name.removeprefix("eval/"): value
     for name, value in scores.items()
-    if name.endswith(("/accuracy", "mean/R@1"))
+    if name.endswith(("/accuracy", "mean/R@1", "/exact_match", "/cider_d"))
   }
   parts = [f"{name} {100 * value:.1f}%" for name, value in shown.items()]
   parts += [

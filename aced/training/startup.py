@@ -66,7 +66,7 @@ def _parameters(run, state):
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
     return f"{name:24} {count:>14,}{note}"
 
-  lines = [line("student", state.params)]
+  lines = [line(run.TRAINED, state.params)]
   lines += [
     line(
       f"{name} (frozen)",

@@ -131,30 +131,8 @@ class TrainStep:
     draw_rng, *dropout_rngs = jax.random.split(rng, 3)
     draw = self.draw(draw_rng, state.params, frozen, batch)
     (_, metrics), gradients = self.gradients(state.params, draw, dropout_rngs)
-    norm = optax.tree.norm(gradients)
-    updates, opt_state = self.optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    moved = optax.tree.norm(updates)
-    watched = metrics["loss"], norm, moved, optax.tree.norm(params)
-    finite = jnp.isfinite(jnp.stack(watched)).all()
-    params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
-      (params, opt_state),
-      (state.params, state.opt_state),
-    )
-    metrics |= {
-      "guard/skipped": ~finite,
-      "norm/gradient": norm,
-      "norm/parameters": optax.tree.norm(params),
-      "norm/updates": moved,
-      **data_metrics(batch, draw.learn, draw.selection),
-    }
-    state = state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state
-    )
-    return state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
+    metrics |= data_metrics(batch, draw.learn, draw.selection)
+    return advance(state, self.optimizer, gradients, metrics)
 
   def draw(
     self, rng: jax.Array, params: Any, frozen: Any, batch: Batch
@@ -324,6 +302,46 @@ class TrainStep:
     if self.recipe.ring(self.mesh):
       return objectives.ring_form(self.mesh)
     return objectives.DENSE
+
+
+def advance(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  gradients: Any,
+  metrics: dict[str, jax.Array],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Takes an update, unless something in it is not finite.
+
+  Args:
+    state: before it.
+    optimizer: of `make_optimizer`.
+    gradients: of its parameters.
+    metrics: of the step, "loss" among them.
+
+  Returns:
+    The state after it, and the metrics, with norms, as float32.
+  """
+  norm = optax.tree.norm(gradients)
+  updates, opt_state = optimizer.update(
+    gradients, state.opt_state, state.params
+  )
+  params = optax.apply_updates(state.params, updates)
+  moved = optax.tree.norm(updates)
+  watched = metrics["loss"], norm, moved, optax.tree.norm(params)
+  finite = jnp.isfinite(jnp.stack(watched)).all()
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (params, opt_state),
+    (state.params, state.opt_state),
+  )
+  metrics = metrics | {
+    "guard/skipped": ~finite,
+    "norm/gradient": norm,
+    "norm/parameters": optax.tree.norm(params),
+    "norm/updates": moved,
+  }
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  return state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
 
 
 def data_metrics(

@@ -147,3 +147,91 @@ def test_batch_must_divide_over_processes(monkeypatch):
 
 def test_no_texts_are_no_batches():
   assert not list(embed.text_batches([], lengths, 4))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("count", [1, 8, 13])
+def test_rows_may_be_a_tree_and_integers_stay(devices, count):
+  rng = np.random.default_rng(2)
+  large = 2**24 + 1  # float32 has no such number.
+  rows = {
+    "a": rng.integers(0, 9, (count, 3)).astype(np.int32),
+    "b": {"c": rng.random((count, 2, 2), np.float32)},
+  }
+
+  def function(params, rows):
+    lowest = (rows["b"]["c"].sum((1, 2)) * params).astype(np.int32)
+    return rows["a"] * large + lowest[:, None]
+
+  got = embed.split_rows(function, mesh_of(devices))(5.0, rows)
+  want = rows["b"]["c"].astype(np.float64).sum((1, 2)) * 5
+  assert got.dtype == np.int32 and got.shape == (count, 3)
+  np.testing.assert_array_equal(
+    got, rows["a"] * large + want.astype(np.int32)[:, None]
+  )
+
+
+def test_floats_become_float32_and_booleans_stay():
+  for dtype, want in (
+    (jnp.bfloat16, np.float32),
+    (jnp.float32, np.float32),
+    (jnp.bool_, np.bool_),
+    (jnp.int8, np.int8),
+  ):
+    function = embed.split_rows(lambda p, x, to=dtype: x.astype(to), mesh_of(8))
+    assert function(0, np.ones((3, 2), np.float32)).dtype == want
+
+
+def test_arrays_of_different_numbers_of_rows_are_refused():
+  function = embed.split_rows(lambda p, x: x["a"], mesh_of(8))
+  rows = {"a": np.zeros((9, 2)), "b": np.zeros((8, 2)), "c": np.zeros((9, 2))}
+  with pytest.raises(ValueError, match="the arrays have 9, 8, 9 rows"):
+    function(0, rows)
+
+
+@pytest.mark.parametrize("size", [3, 5, 32])
+def test_collect_gives_a_function_whole_batches_and_keeps_integers(size):
+  images = np.arange(2**24, 2**24 + 11, dtype=np.int32)[:, None, None, None]
+  seen = []
+
+  def function(batch):
+    seen.append(set(batch))
+    return batch["image"][:, 0, 0] * np.array([[1, -1]], np.int32)
+
+  got = embed.collect(function, batches(images, size, bad=(0, 4)))
+  kept = np.delete(np.arange(11), (0, 4))
+  assert got.z.dtype == np.int32 and got.index.dtype == np.int64
+  np.testing.assert_array_equal(got.index, kept)
+  np.testing.assert_array_equal(got.z[:, 0], 2**24 + kept)
+  np.testing.assert_array_equal(got.z[:, 1], -(2**24) - kept)
+  assert seen == [{"image", "_mask", "index"}] * -(-11 // size)
+
+
+def test_collect_without_batches_or_with_none_that_count():
+  assert embed.collect(lambda batch: batch["image"], []).index.shape == (0,)
+  images = np.zeros((3, 1, 1, 1), np.int32)
+  got = embed.collect(
+    lambda batch: batch["image"][:, 0, 0], batches(images, 2, bad=(0, 1, 2))
+  )
+  assert got.z.shape == (0, 1) and got.index.shape == (0,)
+
+
+def test_the_next_batch_is_under_way_before_the_last_is_waited_for():
+  order = []
+
+  class Pending:
+    def __init__(self, number):
+      self.number = number
+      order.append(("begun", number))
+
+    def __array__(self, dtype=None, copy=None):
+      order.append(("fetched", self.number))
+      return np.zeros((2, 1), np.int32)
+
+  images = np.zeros((6, 1, 1, 1), np.int32)
+  numbers = iter(range(3))
+  embed.collect(lambda batch: Pending(next(numbers)), batches(images, 2))
+  assert order == [
+    *(("begun", 0), ("begun", 1), ("fetched", 0)),
+    *(("begun", 2), ("fetched", 1), ("fetched", 2)),
+  ]

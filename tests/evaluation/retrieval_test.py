@@ -1,12 +1,13 @@
 """Recall against a full, stable sort of similarities summed exactly."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from aced.evaluation import retrieval as module
-from aced.evaluation.retrieval import ranks, retrieval
+from aced.evaluation.retrieval import ranks, retrieval, retrieval_ranks
 
 
 def brute_force(queries, gallery, correct, k):
@@ -62,14 +63,105 @@ def test_pictures_of_a_group_count_as_one():
   assert alone["mean/R@1"] == 0.75 and grouped["mean/R@1"] == 1.0
 
 
-def test_blocks_do_not_change_ranks(monkeypatch):
+def place(query, gallery, right):
+  """Where the first right item stands in a stable sort of exact sums."""
+  similarity = np.float32(
+    [math.fsum(row) for row in np.float64(gallery) * np.float64(query)]
+  )
+  order = np.argsort(-similarity, kind="stable")
+  return np.flatnonzero(right[order])[0]
+
+
+@pytest.mark.parametrize("block", [None, 1, 7 * 60])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_ranks_of_every_query(monkeypatch, grouped, block):
+  if block:
+    monkeypatch.setattr(module, "_BLOCK", block)
+  zimg, ztxt, of = make(n=60, d=96, captions=4, noise=3.0)
+  # Copies within a picture and across pictures, and pictures without a text.
+  ztxt[of == 7] = ztxt[5]
+  ztxt[11:200:9] = ztxt[5]
+  zimg[30:40] = zimg[3]
+  of[np.isin(of, (12, 33, 41))] = 50
+  group = np.arange(60)
+  if grouped:
+    group[30:36], group[58:] = 3, -4
+  got = retrieval_ranks(zimg, ztxt, of, group if grouped else None)
+  has_text = np.flatnonzero(np.isin(group, group[of]))
+  np.testing.assert_array_equal(got.image_index, has_text)
+  want = [place(zimg[i], ztxt, group[of] == group[i]) for i in has_text]
+  np.testing.assert_array_equal(got.image_rank, want)
+  want = [place(z, zimg, group == group[i]) for z, i in zip(ztxt, of)]
+  np.testing.assert_array_equal(got.text_rank, want)
+  assert {x.dtype for x in got} == {np.dtype(np.int64)}
+  # The copies reach both first places and others.
+  assert np.ptp(got.image_rank) > 5 and np.ptp(got.text_rank) > 5
+
+
+def test_recall_is_the_mean_of_the_ranks():
+  zimg, ztxt, of = make()
+  got, found = retrieval(zimg, ztxt, of, (3,)), retrieval_ranks(zimg, ztxt, of)
+  assert got["image_to_text/R@3"] == np.mean(found.image_rank < 3)
+  assert got["text_to_image/R@3"] == np.mean(found.text_rank < 3)
+
+
+@pytest.mark.parametrize("block", [1, 80 * 7, 10**6])
+def test_blocks_do_not_change_ranks(monkeypatch, block):
   zimg, ztxt, of = make(n=40, captions=2)
   ztxt[3] = ztxt[9]
-  group = np.arange(40)
+  # One large group, that no block holds.
+  group = np.maximum(np.arange(40), 25)
+  both = retrieval_ranks(zimg, ztxt, of, group)
+  want = ranks(zimg, ztxt, group, group[of])
+  np.testing.assert_array_equal(both.image_rank, want)
+  monkeypatch.setattr(module, "_BLOCK", block)
+  found = retrieval_ranks(zimg, ztxt, of, group)
+  for name in found._fields:
+    np.testing.assert_array_equal(getattr(found, name), getattr(both, name))
+  np.testing.assert_array_equal(ranks(zimg, ztxt, group, group[of]), want)
+
+
+def test_two_products_may_round_one_pair_apart(monkeypatch):
+  zimg, ztxt, of = make()
+  want = retrieval_ranks(zimg, ztxt, of)
+  similarity = module._similarity
+
+  def rounded_down_within_a_group(rows, columns):
+    found = similarity(rows, columns)
+    return found if len(columns) > 1 else np.nextafter(found, -np.inf)
+
+  monkeypatch.setattr(module, "_similarity", rounded_down_within_a_group)
+  found = retrieval_ranks(zimg, ztxt, of)
+  np.testing.assert_array_equal(found.image_rank, want.image_rank)
+  np.testing.assert_array_equal(found.text_rank, want.text_rank)
+
+
+def test_all_of_one_group_are_first():
+  zimg, ztxt, of = make()
+  got = retrieval_ranks(zimg, ztxt, of, np.zeros(len(zimg), int))
+  assert not got.image_rank.any() and not got.text_rank.any()
+
+
+def test_a_query_whose_group_is_not_there_is_never_a_hit():
+  zimg, ztxt, of = make()
+  group = np.arange(len(zimg))
   want = ranks(zimg, ztxt, group, of)
-  for block in (1, 80 * 7):
-    monkeypatch.setattr(module, "_BLOCK", block)
-    np.testing.assert_array_equal(ranks(zimg, ztxt, group, of), want)
+  group[4] = -1
+  got = ranks(zimg, ztxt, group, of)
+  assert got[4] == len(ztxt)
+  np.testing.assert_array_equal(np.delete(got, 4), np.delete(want, 4))
+
+
+@pytest.mark.parametrize("groups", [400, 1])
+def test_memory_is_that_of_a_block(monkeypatch, groups):
+  # 400 x 4,000 similarities are 6.4 MB in float32, in blocks of 4,096 of them.
+  monkeypatch.setattr(module, "_BLOCK", 2**12)
+  zimg, ztxt, of = make(n=400, captions=10)
+  tracemalloc.start()
+  retrieval_ranks(zimg, ztxt, of, np.arange(400) % groups)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 0.8e6
 
 
 def test_image_without_a_text_is_no_query_but_a_distractor():

@@ -47,16 +47,25 @@ def open_webdataset(
   image: str = "",
   text: str = "txt",
   label: str | None = None,
+  metadata: str = "",
   index: str = "",
 ) -> Source:
   """Opens `webdataset:set/{0000..0099}.tar`; options name kinds of members.
 
-  `json.NAME` is the field NAME of the member json. `index` is the folder that
-  keeps the offsets of the members.
+  `json.NAME` is the field NAME of the member json. `metadata` is a member with
+  numbers in a row, such as npy. `index` is the folder that keeps the offsets of
+  the members.
   """
   from aced.data.sources.webdataset import WebDataset
 
-  return WebDataset(where, image=image, text=text, label=label, index=index)
+  return WebDataset(
+    where,
+    image=image,
+    text=text,
+    label=label,
+    metadata=metadata,
+    index=index,
+  )
 
 
 def open_parquet(
@@ -109,12 +118,17 @@ def open_mixture(where: str) -> Source:
 
 
 def open_synthetic(
-  where: str, *, size: int = 20_000, seed: int = 0, image_size: int = 32
+  where: str,
+  *,
+  size: int = 20_000,
+  seed: int = 0,
+  image_size: int = 32,
+  asked: int = 0,
 ) -> Source:
   """Opens `synthetic:train`, `val`, `test` or `classes`: drawn scenes."""
   from aced.data.synthetic import Scenes
 
-  return Scenes(size, seed, image_size, where or "train")
+  return Scenes(size, seed, image_size, where or "train", asked)
 
 
 # Kind -> what opens it: `opener(where, **options)`. The keyword arguments of an

@@ -61,6 +61,20 @@ class Tfds(Source):
     """The record at `index` without its picture."""
     return self._get(index, picture=False)
 
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """The names of the classes of `label`, in the order of their numbers.
+
+    Raises:
+      SourceError: there is no such feature, or it is no class.
+    """
+    leaf = self._leaves.get(self._fields.label or "label")
+    if leaf is None or not leaf.names:
+      raise SourceError(
+        f"label={self._fields.label}: that is no class of {self!r}."
+      )
+    return leaf.names
+
   def where(self, index):
     """The file of a record, and which one it is there."""
     index = self._check(index)

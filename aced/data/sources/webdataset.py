@@ -1,5 +1,6 @@
 """Pairs in tar shards, as img2dataset and WebDataset write them."""
 
+import io
 import json
 
 import numpy as np
@@ -30,6 +31,8 @@ class WebDataset(Source):
     text: the kind of the member with the caption, or `json.FIELD`: a field of
       the member `json`.
     label: of the class name, in the same way; None is "label" in the json.
+    metadata: the kind of a member with numbers in a row, such as npy, which the
+      field `metadata` of a record lists; "" is none.
     index: the folder that keeps the index; by default beside the shards.
 
   Raises:
@@ -44,17 +47,18 @@ class WebDataset(Source):
     image: str = "",
     text: str = "txt",
     label: str | None = None,
+    metadata: str = "",
     index: str = "",
   ):
     self.pattern = pattern
     self._image = (image,) if image else PICTURES
-    self._text, self._label = text, label
+    self._text, self._label, self._metadata = text, label, metadata
     self._storage = Storage(expand(pattern))
     self._folder = index
     self._load()
     if not len(self):
       raise SourceError(f"{pattern} holds no records: no KEY.jpg, no KEY.txt.")
-    self._check_names(image)
+    self._check_names(image, metadata)
 
   def __len__(self):
     return len(self._index.starts) - 1
@@ -69,11 +73,14 @@ class WebDataset(Source):
       picture = self._picture(shard, members)
     except BadRecord as bad:
       return {"image": bad, "text": "(unreadable)"}
+    no_numbers = self._metadata and fields["metadata"] is None
     missing = fields["text"] is None or isinstance(picture, BadRecord)
-    if missing and self._may_be_cut(shard, index):
+    if (missing or no_numbers) and self._may_be_cut(shard, index):
       path = self._storage.paths[shard]
       picture = BadRecord("cut_short", f"{path} ends before all of its members")
       fields["text"] = "(unreadable)"
+    elif no_numbers:
+      picture = BadRecord("bad_line", f"it has no member .{self._metadata}")
     return fields | {"image": picture}
 
   def fields(self, index):
@@ -103,7 +110,8 @@ class WebDataset(Source):
     self._kinds = {name: k for k, name in enumerate(self._index.kinds)}
 
   def __getstate__(self):
-    kept = ("pattern", "_image", "_text", "_label", "_storage", "_folder")
+    kept = ("pattern", "_image", "_text", "_label", "_metadata", "_storage")
+    kept += ("_folder",)
     state = {k: v for k, v in self.__dict__.items() if k in kept}
     # Arrays that are mapped from disk would be sent whole.
     return state | {"_counted": [shard[2:4] for shard in self._index.shards]}
@@ -118,22 +126,25 @@ class WebDataset(Source):
         " records would have other numbers; start again."
       )
 
-  def _check_names(self, image):
+  def _check_names(self, image, metadata):
     """Refuses kinds of members that no shard has."""
     for option, name in (
       ("image", image or None),
       ("text", self._text),
       ("label", self._label),
+      ("metadata", metadata or None),
     ):
-      kind = "json" if name and name.startswith("json.") else name
+      of_json = option != "metadata" and (name or "").startswith("json.")
+      kind = "json" if of_json else name
       if kind is not None and kind not in self._kinds:
+        more = ", or json.FIELD for a field of the json,"
         raise SourceError(
           f"{option}={name}: no record of {self.pattern} has a member .{kind};"
           f" they have {', '.join(sorted(self._kinds))}."
-          f"{did_you_mean(kind, self._kinds)} Name another one, or json.FIELD"
-          f" for a field of the json, with ?{option}=NAME."
+          f"{did_you_mean(kind, self._kinds)} Name another one"
+          f"{more if option != 'metadata' else ''} with ?{option}=NAME."
         )
-      if name and name.startswith("json."):
+      if of_json:
         self._check_field(option, name.removeprefix("json."))
 
   def _check_field(self, option, name):
@@ -171,6 +182,9 @@ class WebDataset(Source):
       label = self._value(shard, members, record, self._label)
       if label is not None:
         record["label"] = str(label)
+    if self._metadata:
+      data = self._read(shard, members, (self._metadata,))
+      record["metadata"] = None if data is None else _numbers(data)
     return record
 
   def _value(self, shard, members, record, name):
@@ -223,3 +237,20 @@ def _json(data) -> Record:
   if not isinstance(record, dict):
     raise BadRecord("bad_line", f"its json is {record!r:.60}, not an object")
   return record
+
+
+def _numbers(data) -> list[int | float]:
+  """The numbers of an array as `numpy.save` writes it."""
+  try:
+    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+  except (ValueError, MemoryError, OverflowError) as error:
+    raise BadRecord("bad_line", f"its metadata cannot be read: {error}") from (
+      error
+    )
+  if array.ndim > 1 or array.dtype.kind not in "biuf":
+    raise BadRecord(
+      "bad_line",
+      f"its metadata is {array.dtype} of shape {array.shape}, not numbers in a"
+      " row",
+    )
+  return np.atleast_1d(array).tolist()

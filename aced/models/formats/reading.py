@@ -98,6 +98,12 @@ def of_run(where: str) -> Weights:
     raise ParamsError(
       f"{path} does not say of which model the checkpoints are: {error!r}"
     ) from error
+  if any(name.startswith("decoder.model.") for name in config):
+    raise ParamsError(
+      f"{where} is a text decoder's run: it has no text tower and embeds"
+      f" nothing; aced.load_captioner loads it, and its encoder is"
+      f" {config.get('student.init')}."
+    )
   fields = trees.unflatten(
     {
       k.removeprefix("student.").replace(".", "/"): v

@@ -1,0 +1,261 @@
+"""Which tasks' data are there, whole, and of the classes they should have."""
+
+import glob
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from aced.config import ConfigError
+from aced.data import open_source
+from aced.data.records import Record, Source
+from aced.data.specs import options_of
+from aced.evaluation.suites.task import Task
+
+# What publishers lay beside their shards: a class a line, in their order.
+CLASSES_FILE = "classnames.txt"
+# Shards: captions are the lines of one text, labels are numbers of classes.
+_SHARDS = "webdataset:"
+
+
+class Found(NamedTuple):
+  """The data of a task.
+
+  Attributes:
+    task: whose.
+    spec: the source that was opened, as text.
+    source: opened.
+    class_names: in the order of their numbers; empty for retrieval, None where
+      they are those of the source.
+    label_names: what the records call the classes, in the same order; None is
+      the same.
+    note: what a reader of the score should know, or "".
+  """
+
+  task: Task
+  spec: str
+  source: Source
+  class_names: tuple[str, ...] | None = None
+  label_names: tuple[str, ...] | None = None
+  note: str = ""
+
+
+class Missing(NamedTuple):
+  """A task without data that can be used.
+
+  Attributes:
+    task: which.
+    reason: what is wrong.
+    refused: whether data is there, and is wrong.
+  """
+
+  task: Task
+  reason: str
+  refused: bool = False
+
+
+class Lines(Source):
+  """A source whose texts are split at line ends: a caption a line."""
+
+  def __init__(self, source: Source):
+    self.source = source
+
+  def __len__(self):
+    return len(self.source)
+
+  def __repr__(self):
+    return repr(self.source)
+
+  def __getitem__(self, index):
+    return _split(self.source[index])
+
+  def fields(self, index):
+    """The record at `index` without its picture."""
+    return _split(self.source.fields(index))
+
+  def where(self, index):
+    """Where the record at `index` is stored."""
+    return self.source.where(index)
+
+  def damage(self):
+    """What is wrong with whole files."""
+    return self.source.damage()
+
+
+class Chosen(Source):
+  """Some records of another source.
+
+  Args:
+    source: of all of them.
+    indices: of those that are taken.
+  """
+
+  def __init__(self, source: Source, indices: Sequence[int]):
+    self.source, self.indices = source, indices
+
+  def __len__(self):
+    return len(self.indices)
+
+  def __repr__(self):
+    return f"{len(self)} records of {self.source!r}"
+
+  def __getitem__(self, index):
+    return self.source[self.indices[self._check(index)]]
+
+  def fields(self, index):
+    """The record at `index` without its picture."""
+    return self.source.fields(self.indices[self._check(index)])
+
+  def where(self, index):
+    """Where the record at `index` is stored."""
+    return self.source.where(self.indices[self._check(index)])
+
+
+def find(
+  task: Task, data_dir: str, *, partial: bool = False
+) -> Found | Missing:
+  """Looks for a task's data, in each of the places where it may be.
+
+  Args:
+    task: whose data.
+    data_dir: the folder that stands for "{data_dir}" in its sources.
+    partial: whether a data set that is not whole will do.
+  """
+  wrong = ""
+  for spec in task.sources:
+    spec = spec.replace("{data_dir}", data_dir)
+    try:
+      source = open_source(spec)
+    except (ConfigError, OSError, ImportError) as error:
+      if _is_there(spec):
+        wrong = wrong or str(error)
+      continue
+    return _checked(task, spec, source, partial)
+  where = ", ".join(
+    spec.replace("{data_dir}", data_dir).partition("?")[0]
+    for spec in task.sources
+  )
+  if wrong:
+    return Missing(task, wrong, refused=True)
+  return Missing(task, f"not found; looked for {where}")
+
+
+def find_training(found: Found, data_dir: str) -> Source | None:
+  """The training split of a task, from where its test split is; None if none.
+
+  Args:
+    found: the test split.
+    data_dir: as of `find`.
+  """
+  specs = [s.replace("{data_dir}", data_dir) for s in found.task.train_sources]
+  if not specs and found.spec.startswith(_SHARDS) and "/test/" in found.spec:
+    specs = [found.spec.replace("/test/", "/train/", 1)]
+  for spec in specs:
+    try:
+      return open_source(spec)
+    except (ConfigError, OSError, ImportError):
+      if _is_there(spec):
+        raise
+  return None
+
+
+def _checked(task, spec, source, partial) -> Found | Missing:
+  """The data, if it is all of it and of the right classes."""
+  notes = []
+  count = len(source)
+  damage = source.damage()
+  if count != task.records or damage:
+    reason = f"{count:,} of {task.records:,} pictures are there"
+    if damage:
+      reason += f"; {damage[0]}"
+    if not partial or count > task.records:
+      more = "" if count > task.records else "; --partial takes what is there"
+      return Missing(task, f"{reason} ({spec}){more}", refused=True)
+    notes.append(reason)
+    if task.kind == "zero_shot":  # Of a record cut short, the class may lack.
+      labels = (source.fields(k).get("label") for k in range(count))
+      kept = [k for k, label in enumerate(labels) if label is not None]
+      source = Chosen(source, kept)
+  if task.kind != "zero_shot":
+    lines = spec.startswith(_SHARDS) and task.kind == "retrieval"
+    source = Lines(source) if lines else source
+    return Found(task, spec, source, note="; ".join(notes))
+  try:
+    names, label_names, note = _classes(task, spec, source)
+  except ConfigError as error:
+    return Missing(task, str(error), refused=True)
+  notes += [note] if note else []
+  return Found(task, spec, source, names, label_names, "; ".join(notes))
+
+
+def _classes(task, spec, source):
+  """Names of the classes, what records call them, and a note on them.
+
+  Raises:
+    ConfigError: there are none, or as many as the task has not.
+  """
+  names = task.class_names
+  if spec.startswith(_SHARDS):
+    folder, note = _folder(spec), ""
+    own = _beside(folder)
+    if own is not None:
+      _check_count(task, own, folder / CLASSES_FILE)
+      if names is not None and own != names:
+        differ = sum(a != b for a, b in zip(own, names, strict=True))
+        note = f"{differ} of the {len(own)} class names are those of the data"
+    names = own or names
+    if names is None:
+      raise ConfigError(
+        f"its class names come with the data, and there is no {CLASSES_FILE} in"
+        f" {folder}"
+      )
+    return names, tuple(str(k) for k in range(len(names))), note
+  if spec.startswith("tfds:"):
+    own = source.class_names
+    _check_count(task, own, spec)
+    return names or own, own, ""
+  # Of a suite of one's own; with no names they are those of the source.
+  return names or None, None, ""
+
+
+def _check_count(task, names, where):
+  if len(names) != task.num_classes:
+    raise ConfigError(
+      f"class count mismatch: {where} names {len(names)} classes, and"
+      f" {task.title} has {task.num_classes}"
+    )
+
+
+def _folder(spec) -> pathlib.Path:
+  """The folder of a data set of shards: that of its splits."""
+  where = spec.removeprefix(_SHARDS).partition("?")[0]
+  return pathlib.Path(where).parent.parent
+
+
+def _beside(folder) -> tuple[str, ...] | None:
+  """The class names beside shards; None if there are none."""
+  path = folder / CLASSES_FILE
+  if not path.is_file():
+    return None
+  # A published list has a class whose name is empty.
+  return tuple(line.strip() for line in path.read_text("utf-8").splitlines())
+
+
+def _is_there(spec) -> bool:
+  """Whether anything stands where a source was looked for."""
+  kind, _, rest = spec.partition(":")
+  where, _, query = rest.partition("?")
+  if kind == "tfds":
+    name = re.split(r"[/:]", where)[0]
+    folder = options_of(query, spec).get("data_dir", "")
+    return (pathlib.Path(folder).expanduser() / name).is_dir()
+  pattern = os.path.expanduser(re.sub(r"\{[^}]*\}", "*", where))
+  return bool(glob.glob(pattern))
+
+
+def _split(record: Record) -> Record:
+  text = record.get("text")
+  if not isinstance(text, str):
+    return record
+  return record | {"text": [line for line in text.split("\n") if line.strip()]}

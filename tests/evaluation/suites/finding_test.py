@@ -1,0 +1,208 @@
+import dataclasses
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from aced.evaluation.suites import Found, Missing, Task, find, find_training
+
+# TFDS with a newer protobuf than it was written for.
+pytestmark = pytest.mark.filterwarnings("ignore:label.. is deprecated")
+
+NAMES = ("cat", "dog", "owl")
+TASK = Task(
+  name="pets",
+  title="Pets",
+  group="",
+  kind="zero_shot",
+  sources=(
+    "webdataset:{data_dir}/wds_pets/test/*.tar?text=cls&label=cls",
+    "tfds:aced_suite_pets:test?data_dir={data_dir}/tfds&text=label&label=label",
+  ),
+  records=6,
+  metric="accuracy",
+  num_classes=3,
+  classes=NAMES,
+)
+
+
+def picture(seed, kind="png"):
+  pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, kind)
+  return file.getvalue()
+
+
+def shard(path, keys, kind="cls", text=lambda k: str(k % 3)):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as file:
+    for k in keys:
+      for name, data in (("png", picture(k)), (kind, text(k).encode())):
+        member = tarfile.TarInfo(f"s{k:04}.{name}")
+        member.size = len(data)
+        file.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Two shards of a data set, as CLIP_benchmark publishes them."""
+  shard(tmp_path / "wds_pets/test/0.tar", range(4))
+  shard(tmp_path / "wds_pets/test/1.tar", range(4, 6))
+  shard(tmp_path / "wds_pets/train/0.tar", range(10, 17))
+  return tmp_path
+
+
+def test_shards_have_numbers_for_labels_and_a_training_split(folder):
+  found = find(TASK, str(folder))
+  assert isinstance(found, Found) and not found.note
+  assert found.class_names == NAMES
+  assert found.label_names == ("0", "1", "2")
+  assert [found.source.fields(k)["label"] for k in range(6)] == list("012012")
+  assert len(find_training(found, str(folder))) == 7
+  shutil.rmtree(folder / "wds_pets/train")
+  assert find_training(found, str(folder)) is None
+
+
+def test_what_is_not_there_is_looked_for_everywhere(tmp_path):
+  found = find(TASK, str(tmp_path))
+  assert isinstance(found, Missing) and not found.refused
+  for place in ("wds_pets/test/*.tar", "tfds:aced_suite_pets:test"):
+    assert place in found.reason
+  # Data sets beside it do not make it a damaged one.
+  (tmp_path / "tfds" / "mnist").mkdir(parents=True)
+  assert not find(TASK, str(tmp_path)).refused
+
+
+def test_half_a_download_is_refused_and_counted(folder):
+  (folder / "wds_pets/test/1.tar").unlink()
+  found = find(TASK, str(folder))
+  assert found.refused and "4 of 6 pictures are there" in found.reason
+  taken = find(TASK, str(folder), partial=True)
+  assert len(taken.source) == 4 and "4 of 6" in taken.note
+
+
+def test_a_shard_that_was_cut_is_refused_and_named(folder):
+  path = folder / "wds_pets/test/1.tar"
+  # Within the label of the last record: its picture is whole.
+  path.write_bytes(path.read_bytes()[: -10240 - 512 * 3])
+  found = find(TASK, str(folder))
+  assert found.refused and "1.tar" in found.reason
+  taken = find(TASK, str(folder), partial=True)
+  labels = [
+    taken.source.fields(k).get("label") for k in range(len(taken.source))
+  ]
+  assert None not in labels and 4 <= len(labels) <= 5
+
+
+def test_an_empty_folder_of_shards_is_missing(tmp_path):
+  (tmp_path / "wds_pets/test").mkdir(parents=True)
+  assert isinstance(find(TASK, str(tmp_path)), Missing)
+
+
+def test_more_pictures_than_there_should_be_are_another_data_set(folder):
+  shard(folder / "wds_pets/test/2.tar", range(6, 9))
+  for partial in (False, True):
+    found = find(TASK, str(folder), partial=partial)
+    assert found.refused and "9 of 6 pictures" in found.reason
+
+
+def test_class_names_beside_shards_go_before_ours(folder):
+  path = folder / "wds_pets/classnames.txt"
+  path.write_text("cat\npuppy\nowl\n")
+  found = find(TASK, str(folder))
+  assert found.class_names == ("cat", "puppy", "owl")
+  assert found.note == "1 of the 3 class names are those of the data"
+  path.write_text("cat\n\nowl\n")  # One published name is empty.
+  assert find(TASK, str(folder)).class_names == ("cat", "", "owl")
+  path.write_text("cat\ndog\n")
+  found = find(TASK, str(folder))
+  assert found.refused and "class count mismatch" in found.reason
+  assert "names 2 classes, and Pets has 3" in found.reason
+
+
+def test_class_names_may_come_with_the_data_alone(folder):
+  task = dataclasses.replace(TASK, classes=None)
+  found = find(task, str(folder))
+  assert found.refused and "there is no classnames.txt" in found.reason
+  (folder / "wds_pets/classnames.txt").write_text("a\nb\nc\n")
+  assert find(task, str(folder)).class_names == ("a", "b", "c")
+
+
+class AcedSuitePets(tfds.core.GeneratorBasedBuilder):
+  """The same as TFDS has it, with other names in the same order."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  NAMES = ("n01", "n02", "n03")
+  code_path = None
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      disable_shuffling=True,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(),
+          "label": tfds.features.ClassLabel(names=list(self.NAMES)),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {"test": self._generate_examples()}
+
+  def _generate_examples(self):
+    for k in range(6):
+      yield k, {"image": picture(k), "label": self.NAMES[k % 3]}
+
+
+def test_tfds_may_call_the_classes_otherwise(tmp_path):
+  AcedSuitePets(data_dir=tmp_path / "tfds").download_and_prepare(
+    file_format="array_record"
+  )
+  found = find(TASK, str(tmp_path))
+  assert found.class_names == NAMES
+  assert found.label_names == AcedSuitePets.NAMES
+  assert found.source.fields(1)["label"] == "n02"
+  four = dataclasses.replace(TASK, classes=(*NAMES, "emu"), num_classes=4)
+  assert "class count mismatch" in find(four, str(tmp_path)).reason
+  assert find(four, str(tmp_path)).refused
+
+
+def test_captions_of_shards_are_lines(tmp_path):
+  texts = "a cat\nthe cat\n\n a tabby \n"
+  path = tmp_path / "wds_coco/test/0.tar"
+  shard(path, range(3), "txt", lambda k: texts)
+  task = Task(
+    name="coco",
+    title="COCO",
+    group="",
+    kind="retrieval",
+    sources=("webdataset:{data_dir}/wds_coco/test/*.tar?text=txt",),
+    records=3,
+    metric="mean/R@1",
+  )
+  source = find(task, str(tmp_path)).source
+  assert source.fields(0)["text"] == ["a cat", "the cat", " a tabby "]
+  assert source[1]["text"] == source.fields(1)["text"]
+  assert source.damage() == [] and "s0001" in source.where(1)
+
+
+def test_a_source_of_ones_own_names_its_classes(tmp_path):
+  (tmp_path / "a.png").write_bytes(picture(0))
+  lines = [{"image": "a.png", "text": "x", "label": n} for n in ("p", "q")]
+  path = tmp_path / "own.jsonl"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  task = dataclasses.replace(
+    TASK,
+    sources=("jsonl:{data_dir}/own.jsonl?label=label",),
+    records=2,
+    classes=(),
+    num_classes=0,
+  )
+  found = find(task, str(tmp_path))
+  assert found.class_names is None and found.label_names is None
