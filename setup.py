@@ -68,7 +68,10 @@ EXTRAS = {
   "parity": [
     *HF,
     *ONNX,
+    "clip-benchmark>=1.6",
     "open_clip_torch>=3.0",
+    "pycocoevalcap>=1.2",
+    "scikit-learn>=1.5",
     "torch==2.13.0",
     "torchvision>=0.28",
   ],

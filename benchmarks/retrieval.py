@@ -8,8 +8,8 @@ and counts the same hits but for those that rounding to float32 decides.
 The peer is that function itself, with look-ups in the place of towers. It works
 on as many queries at a time as its data loader has pictures in a batch, whose
 one-hot vectors of what it found make most of its time and memory: hence 64, the
-default of its command, and 4, its fastest of 1, 4, 8, 16, 32 and 64 when tried.
-Looking up and normalising are timed alone, as ours has none of it.
+default of its command, and 4. Looking up and normalising are timed alone, as
+ours has none of it.
 
 Both run in turn in one process; memory is the peak of a process of its own for
 each, with the embeddings and what the packages take.
@@ -197,7 +197,7 @@ def summary(args, found, peaks):
     "recall": found["recall"],
     "hits that differ, at most": differing(found),
     "threads of torch": found["threads"],
-    "load of the machine, start and end": [*found["load"]],
+    "load of the machine, start and end": found["load"],
     "below 60 s, below 2 GB, no slower": [
       median["aced"] < BARS["seconds"],
       peaks["aced"]["peak"] < BARS["MB"],

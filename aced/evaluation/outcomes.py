@@ -222,6 +222,10 @@ def bootstrap(
   picture hang together. The interval knows of the choice of pictures alone,
   not of another seed in training.
 
+  The worst of a draw's groups is worse, on average, than the worst of all
+  pictures', and so is the F1 of small classes: of such scores the interval
+  lies low, and may end below the score itself.
+
   Args:
     outcome: what was found.
     metric: a key of `outcome.metrics()`.

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from aced.data import identity
-from aced.data.records import Source
 from aced.evaluation import probe as probe_lib
 from aced.evaluation.association import Association
 from aced.evaluation.embed import Embed, Rows
@@ -95,11 +94,10 @@ class Runner:
     metrics = outcome.metrics()
     told = notes(found, masked := len(source) - len(images.z))
     if self.probe and task.kind == "zero_shot":
-      train = find_training(found, self.data_dir)
-      if train is None:
-        told.append("no training data for nearest neighbours and a probe")
-      else:
-        metrics |= self.probed(found, evaluator, images, train)
+      try:
+        metrics |= self.probed(found, evaluator, images)
+      except (ValueError, OSError) as error:  # It has its zero-shot score yet.
+        told.append(f"no probe: {error}")
     return {
       "title": task.title,
       "group": task.group,
@@ -162,7 +160,7 @@ class Runner:
     return rows, spent
 
   def probed(
-    self, found: Found, evaluator: ZeroShot, images: Rows, source: Source
+    self, found: Found, evaluator: ZeroShot, images: Rows
   ) -> dict[str, float]:
     """Accuracy of nearest neighbours and of a linear probe.
 
@@ -170,8 +168,13 @@ class Runner:
       found: the data of the task.
       evaluator: of it.
       images: its pictures.
-      source: of the training split.
+
+    Raises:
+      ValueError: there is no training data, or none that tells classes apart.
     """
+    source = find_training(found, self.data_dir)
+    if source is None:
+      raise ValueError("there is no training data")
     train = ZeroShot(
       source,
       self.tokenizer,

@@ -315,7 +315,9 @@ class Decoder(nn.Module):
     same = "dropout", "dtype_mm", "activation", "norm_eps"
     fields = {name: getattr(self, name) for name in same}
     fields |= {k: getattr(shape, k) for k in ("width", "mlp_dim", "num_heads")}
-    block = _rematerialised(self.remat, self.scan)
+    block = transformer.rematerialised(
+      DecoderBlock, self.remat, self.scan, train=3
+    )
     if not self.scan:
       names = [f"encoderblock_{k}" for k in range(shape.depth)]
       return [block(name=name, **fields) for name in names]
@@ -377,20 +379,3 @@ def _check_length(decoder, length):
       f"texts of {length} tokens; this decoder has"
       f" max_length={decoder.max_length} positions."
     )
-
-
-def _rematerialised(remat, scanned):
-  """The block, recomputed in the backward pass as `remat` says."""
-  if remat in ("none", ""):
-    return DecoderBlock
-  if remat not in transformer.REMAT:
-    raise ValueError(
-      f"remat={remat!r} is not known; it is one of"
-      f" {', '.join(transformer.REMAT)}."
-    )
-  policy = None if remat == "full" else getattr(jax.checkpoint_policies, remat)
-  # `train` is static; argument 0 is the module itself. In a scan the loop
-  # keeps XLA from merging the two passes, elsewhere the barrier does.
-  return nn.remat(
-    DecoderBlock, prevent_cse=not scanned, policy=policy, static_argnums=(3,)
-  )

@@ -133,7 +133,7 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `(n, l, d)` to `(n, l, d)`."""
-    block = _rematerialised(Block, self.remat, self.scan)
+    block = rematerialised(Block, self.remat, self.scan)
     fields = {
       "mlp_dim": self.mlp_dim,
       "num_heads": self.num_heads,
@@ -245,8 +245,20 @@ def head(width: int, kernel_init: Callable, dtype_mm: str) -> nn.Module:
   )
 
 
-def _rematerialised(block, remat, scanned):
-  """The block, recomputed in the backward pass as `remat` says."""
+def rematerialised(
+  block: type[nn.Module], remat: str, scanned: bool, train: int = 2
+) -> type[nn.Module]:
+  """The block, recomputed in the backward pass as `remat` says.
+
+  Args:
+    block: a kind of module.
+    remat: one of `REMAT`.
+    scanned: whether it is run in a scan.
+    train: which of its call's arguments is `train`; 0 is the module itself.
+
+  Raises:
+    ValueError: `remat` is not known.
+  """
   if remat in ("none", ""):
     return block
   if remat not in REMAT:
@@ -254,8 +266,8 @@ def _rematerialised(block, remat, scanned):
       f"remat={remat!r} is not known; it is one of {', '.join(REMAT)}."
     )
   policy = None if remat == "full" else getattr(jax.checkpoint_policies, remat)
-  # `train` is static; argument 0 is the module itself. In a scan the loop
-  # keeps XLA from merging the two passes, elsewhere the barrier does.
+  # In a scan the loop keeps XLA from merging the two passes, elsewhere the
+  # barrier does.
   return nn.remat(
-    block, prevent_cse=not scanned, policy=policy, static_argnums=(2,)
+    block, prevent_cse=not scanned, policy=policy, static_argnums=(train,)
   )

@@ -20,7 +20,7 @@ from aced import config as config_lib
 from aced.data import sources
 from aced.data.prompts import Prompted, PromptTokenizer
 from aced.evaluation import embed, generation
-from aced.models import costs, decoder, generate, variants
+from aced.models import costs, decoder, generate, placement, variants
 from aced.models import params as params_lib
 from aced.models.build import towers
 from aced.training import blueprint, ledger, sharding, state
@@ -61,9 +61,10 @@ class DecoderStep:
 
     def loss(params):
       params, encoder = apart(params, frozen)
-      memory = picture_tokens(self.encoder, encoder, batch["image"])
-      memory = sharding.shard_rows(memory, self.mesh)
-      return self.loss(params, memory, batch["labels"], batch["_mask"], rng)
+      with placement.rows_over(self.mesh):
+        memory = picture_tokens(self.encoder, encoder, batch["image"])
+        memory = sharding.shard_rows(memory, self.mesh)
+        return self.loss(params, memory, batch["labels"], batch["_mask"], rng)
 
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
       state.params
@@ -321,11 +322,12 @@ def build(config: ConfigDict) -> DecoderRun:
   placed = jax.device_put(
     params, sharding.by_rules(params, config.frozen_sharding, mesh)
   )
+  model = make_decoder(config, tokenizer.vocab_size)
   return DecoderRun(
     config=config,
     mesh=mesh,
-    recipe=recipe,
-    student=make_decoder(config, tokenizer.vocab_size),
+    recipe=dataclasses.replace(recipe, dropout=model.dropout > 0),
+    student=model,
     frozen_models={ENCODER: encoder},
     views=Views({STUDENT: view, ENCODER: view}),
     cached={},

@@ -379,6 +379,13 @@ def test_pictures_without_a_group_do_not_count_in_the_worst():
   assert "worst_group_accuracy" not in found.metrics()
 
 
+def test_the_interval_of_a_worst_group_lies_low():
+  # As its docstring says: six groups, each of 160 right of 200.
+  found = with_groups(np.repeat(range(6), 200), np.tile([1] * 4 + [0], 240))
+  score, low, high = bootstrap(found, "worst_group_accuracy", resamples=300)
+  assert score == 0.8 and low < high < 0.81 and low < 0.74
+
+
 def test_draws_without_a_query_do_not_count():
   # One picture of three has captions, which are lost in 30% of the draws.
   none = np.zeros(1, int)

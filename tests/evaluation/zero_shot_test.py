@@ -53,7 +53,12 @@ def test_accuracy_equals_counting():
 
 def test_few_classes_have_no_top5_and_ties_go_to_the_first():
   got = accuracy(np.ones((4, 2)), np.ones((2, 2)), np.array([0, 0, 0, 1]))
-  assert got == {"accuracy": 0.75, "mean_per_class": 0.5}
+  assert got == {
+    "accuracy": 0.75,
+    "mean_per_class": 0.5,
+    # Of the first class 2 * 3 / (3 + 4), of the second nothing.
+    "macro_f1": pytest.approx(3 / 7),
+  }
 
 
 @pytest.mark.parametrize(

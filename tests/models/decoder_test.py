@@ -73,6 +73,13 @@ def by_hand(tree, tokens, memory):
   return layer_norm(x, tree["decoder_norm"]) @ table.T
 
 
+def log_p(tree, ids, memory):
+  """`(n, l, vocab)` float64 log-probabilities of each next token."""
+  logits = by_hand(tree, ids, memory)
+  logits = logits - logits.max(-1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
 def test_the_tree():
   flat = {k: v.shape for k, v in params.flatten(shapes()).items()}
   block = "encoderblock_1"
@@ -187,10 +194,8 @@ def test_gradients_are_those_of_the_float64_pass():
   )(tree)
 
   def loss_by_hand(tree):
-    logits = by_hand(tree, tokens[:, :-1], memory)
-    logits = logits - logits.max(-1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return -np.take_along_axis(log_p, tokens[:, 1:, None], axis=2).mean()
+    following = log_p(tree, tokens[:, :-1], memory)
+    return -np.take_along_axis(following, tokens[:, 1:, None], axis=2).mean()
 
   assert float(value) == pytest.approx(loss_by_hand(tree), rel=1e-6)
   tree = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
