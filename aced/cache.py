@@ -162,6 +162,11 @@ def check_request(
   Raises:
     ConfigError: naming what is wrong.
   """
+  if config.decoder.model:
+    raise config_lib.ConfigError(
+      "config.decoder trains a decoder, which reads no cached embeddings; take"
+      " a config without it."
+    )
   if model not in config.frozen:
     raise config_lib.ConfigError(
       f"--model={model!r} is not in config.frozen"

@@ -116,7 +116,9 @@ class Captioner:
     """Writes what follows a prompt, for each picture."""
     tokenizer = self.writing.tokenizer
     pixels = pictures(images, self.transform)
-    labels = tokenizer([f"{prompt}{SEPARATOR}" for prompt in prompts])
+    labels = tokenizer(
+      [f"{prompt.replace(SEPARATOR, ' ')}{SEPARATOR}" for prompt in prompts]
+    )
     write = self._writer(num_beams, float(length_penalty))
     size, texts = min(BATCH, max(len(pixels), 1)), []
     for k in range(0, len(pixels), size):

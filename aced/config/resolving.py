@@ -39,8 +39,8 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
     )
   except ValueError as error:
     raise ConfigError(f"curation: {error}") from error
-  check_roles(resolved)
   check_decoder(resolved)
+  check_roles(resolved)
   return lock(resolved)
 
 

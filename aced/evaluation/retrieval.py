@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aced.evaluation.outcomes import Retrieved
+
 # Similarities held at a time: 32 MiB of float64, whatever the gallery.
 _BLOCK = 2**22
 
@@ -61,13 +63,14 @@ def retrieval(
   """
   check_ks(ks)
   found = retrieval_ranks(zimg, ztxt, image_of_text, image_group)
-  rank = {"image_to_text": found.image_rank, "text_to_image": found.text_rank}
-  metrics = {}
-  for k in ks:
-    recall = {way: float(np.mean(rank[way] < k)) for way in rank}
-    metrics |= {f"{way}/R@{k}": value for way, value in recall.items()}
-    metrics[f"mean/R@{k}"] = sum(recall.values()) / len(recall)
-  return metrics
+  return Retrieved(
+    image_rank=found.image_rank,
+    image_index=found.image_index,
+    text_rank=found.text_rank,
+    text_index=np.asarray(image_of_text),
+    clusters=len(zimg),
+    ks=tuple(ks),
+  ).metrics()
 
 
 def retrieval_ranks(

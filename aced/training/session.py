@@ -280,7 +280,10 @@ def summary(step: int, scores: Mapping[str, float]) -> str:
     for name, value in scores.items()
     if name.endswith(("/accuracy", "mean/R@1", "/exact_match", "/cider_d"))
   }
-  parts = [f"{name} {100 * value:.1f}%" for name, value in shown.items()]
+  parts = [
+    f"{name} {100 * value:.1f}{'' if name.endswith('cider_d') else '%'}"
+    for name, value in shown.items()
+  ]
   parts += [
     f"{name.split('/')[1]} failed"
     for name in scores
