@@ -121,7 +121,7 @@ DECODER = {"model": {"width": 16, "depth": 1, "num_heads": 2}}
     ),
     (
       {"frozen": {"one": {"init": "random"}}},
-      r"config\.frozen\.one is neither",
+      r"config.frozen names one",
     ),
   ],
 )

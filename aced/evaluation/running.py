@@ -208,7 +208,8 @@ class Runner:
 
   def _identity(self, found, data):
     """Names all that a score hangs on."""
-    parts = repr(found.task), repr(found.class_names), found.label_names, data
+    parts = repr(found.task), found.task.prompts, found.class_names, data
+    parts += (found.label_names,)
     parts += identity.of_tokenizer(self.tokenizer), self.probe, SCORING
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
