@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from aced.data import pipeline
 from aced.models import placement
 
 # Rows of a host, `(n, ...)` -> their embeddings, `(n, d)`. With several
@@ -149,6 +150,34 @@ def text_batches(
       "_mask": np.arange(size) < len(here),
       "index": np.arange(start, start + size),
     }
+
+
+def read_batches(
+  source: Any,
+  tokenizer: Any,
+  transform: Callable[..., Any],
+  batch_size: int,
+  count: int | None = None,
+) -> pipeline.Batches:
+  """This process's slices of batches of a source, in its order.
+
+  Args:
+    source: of the records.
+    tokenizer: maps texts to token ids.
+    transform: makes a picture of a record.
+    batch_size: the most rows, of all processes together.
+    count: records that batches are made for, where these are but some of them:
+      so all have one size.
+  """
+  count = len(source) if count is None else count
+  return pipeline.eval_batches(
+    source,
+    tokenizer,
+    transform,
+    batch_size=batch_rows(batch_size, count),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def batch_rows(batch_size: int, count: int) -> int:

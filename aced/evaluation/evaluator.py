@@ -3,10 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-import jax
 import numpy as np
 
-from aced.data import pipeline
 from aced.evaluation import embed
 from aced.evaluation.embed import Embed
 from aced.evaluation.outcomes import Outcome
@@ -81,13 +79,8 @@ class Evaluator(ABC):
     count = len(self.source)
     rows = embed.Rows(np.zeros((0, 0)), np.zeros(0, np.int64))
     if count:
-      batches = pipeline.eval_batches(
-        self.source,
-        self.tokenizer,
-        self.transform,
-        batch_size=embed.batch_rows(self.batch_size, count),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+      batches = embed.read_batches(
+        self.source, self.tokenizer, self.transform, self.batch_size
       )
       with batches:
         rows = embed.embed_images(embed_image, batches)

@@ -8,10 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from aced.data import pipeline
 from aced.data.prompts import Asked, PromptTokenizer
 from aced.evaluation import captioning, embed, vqa
 from aced.evaluation.evaluators import check_table, open_table
@@ -76,13 +74,8 @@ class Generation(ABC):
   def write(self, generate: Generate) -> tuple[list[str], np.ndarray]:
     """What the model writes, and the record of `source` that each is of."""
     count = len(self.source)
-    batches = pipeline.eval_batches(
-      self.source,
-      self.tokenizer,
-      self.transform,
-      batch_size=embed.batch_rows(self.batch_size, count),
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+    batches = embed.read_batches(
+      self.source, self.tokenizer, self.transform, self.batch_size
     )
     with batches:
       rows = embed.collect(

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from aced.data import pipeline
 from aced.data.records import Slice, Source
 from aced.evaluation import embed
 from aced.evaluation.embed import Embed, Rows
@@ -70,13 +69,12 @@ class Store:
       part = self._read(path)
       if part is None:
         began = time.perf_counter()
-        batches = pipeline.eval_batches(
+        batches = embed.read_batches(
           Slice(source, start, stop),
           tokenizer,
           transform,
-          batch_size=embed.batch_rows(batch_size, len(source)),
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
+          batch_size,
+          len(source),
         )
         with batches:
           rows = embed.embed_images(embed_image, batches)
