@@ -5,7 +5,7 @@
     [[tasks]]
     name = "grocery"
     kind = "zero_shot"
-    source = "jsonl:{data_dir}/grocery/test.jsonl?label=fine"
+    source = "jsonl:{data_dir}/grocery/test.jsonl?label=name"
     records = 2485
     class_names = ["banana", "kiwi"]
     templates = ["a photo of a {}."]
