@@ -16,6 +16,7 @@ and for `python -m aced.evaluation.stability`, are in the folder that it names.
 
 import datetime
 import functools
+import json
 import pathlib
 import re
 import sys
@@ -109,7 +110,12 @@ def evaluate(
     f"{chosen.name}: {len(found)} of {len(chosen.tasks)} tasks have their data;"
     f" results go to {folder}"
   )
-  result = describe(model, chosen, timed) | {"tasks": {}, "skipped": skipped}
+  result = describe(model, chosen, timed) | {
+    "tasks": {},
+    "skipped": skipped,
+    # Not of this run: kept for the next, and neither shown nor averaged.
+    "earlier": kept,
+  }
   with tqdm(
     total=sum(len(one.source) for one in found),
     unit=" pictures",
@@ -117,7 +123,7 @@ def evaluate(
     disable=jax.process_index() != 0,
   ) as bar:
     runner = Runner(
-      f"{model.fingerprint}, {model.loaded.transform!r}",
+      reading(model.loaded, model.fingerprint),
       model.embed_image,
       model.embed_text,
       model.loaded.transform,
@@ -137,6 +143,12 @@ def evaluate(
     runner.store.clear()
     (folder / MARKDOWN).write_text(results_lib.markdown(result), "utf-8")
   return result, folder
+
+
+def reading(loaded: Pretrained, fingerprint: str) -> str:
+  """Names all of a model and its preprocessing that embeddings hang on."""
+  config = json.dumps(loaded.weights.config, sort_keys=True, default=repr)
+  return f"{fingerprint}, {config}, {loaded.transform!r}"
 
 
 def run_one(
@@ -159,6 +171,11 @@ def run_one(
 def write(folder: pathlib.Path, result: dict[str, Any], of: int) -> None:
   """Writes the results file, with the average of what there is so far."""
   result["average"] = results_lib.average(result["tasks"], of)
+  result["earlier"] = {
+    name: entry
+    for name, entry in result["earlier"].items()
+    if name not in result["tasks"]
+  }
   if jax.process_index() == 0:
     write_json(folder / FILE, result)
 
@@ -196,7 +213,7 @@ def place(checkpoint: str, tokenizer: str) -> Model:
   )
   name = re.sub(r"[^\w.@-]+", "-", str(checkpoint).rstrip("/")).strip("-.")
   if loaded.weights.step is not None:
-    name = f"{name.partition('@')[0]}@{loaded.weights.step}"
+    name = re.sub(r"@(\d+|best)$", "", name) + f"@{loaded.weights.step}"
   return Model(
     loaded, name, params_lib.fingerprint(loaded.params), images, texts
   )
@@ -223,7 +240,7 @@ def claim(
         f"{folder / FILE} holds results of another {what} ({there}, and this"
         f" is {here}); name another folder with --output, or remove it."
       )
-  return before["tasks"]
+  return before.get("earlier", {}) | before["tasks"]
 
 
 def look_for(

@@ -47,7 +47,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-  """A suite of two tasks on the same nine pictures, one of them damaged."""
+  """A suite of two tasks on the same nine pictures."""
   folder = tmp_path / "data"
   folder.mkdir()
   lines = []
@@ -58,7 +58,6 @@ def data(tmp_path):
     texts = [f"caption {k}", f"another of {k}"]
     tone = ("dark", "middling", "light")[k % 3]
     lines.append({"image": name, "text": texts, "tone": tone})
-  (folder / "8.png").write_bytes(b"no picture")
   write_lines(folder, lines)
   (tmp_path / "suite.toml").write_text(SUITE)
   return folder
@@ -75,14 +74,13 @@ def test_a_suite_is_run_and_written(model, data, tmp_path, monkeypatch):
   assert folder.parts[0] == "evaluations" and folder.name == "suite"
   assert results.read(folder / "results.json") == result
   tones = result["tasks"]["tones"]
-  assert (tones["evaluated"], tones["masked"]) == (8, 1)
-  assert any("1 pictures could not be read" in note for note in tones["notes"])
+  assert (tones["evaluated"], tones["masked"]) == (9, 0)
   assert tones["low"] <= tones["score"] <= tones["high"]
   with np.load(folder / tones["outcomes"]) as file:
     assert file["right"].mean() == tones["score"]
-    assert file["index"].tolist() == list(range(8))
+    assert file["index"].tolist() == list(range(9))
   with np.load(folder / "outcomes/captions.npz") as file:
-    assert len(file["text_rank"]) == 16
+    assert len(file["text_rank"]) == 18
   assert result["average"] == {
     "score": np.mean([t["score"] for t in result["tasks"].values()]),
     "tasks": 2,
@@ -90,6 +88,33 @@ def test_a_suite_is_run_and_written(model, data, tmp_path, monkeypatch):
   }
   assert "tones" in (folder / "results.md").read_text()
   assert not (folder / "embeddings").exists()
+
+
+def test_pictures_that_cannot_be_read_are_no_whole_set(model, data, tmp_path):
+  (data / "8.png").write_bytes(b"no picture")
+  given = model, tmp_path / "suite.toml", data, tmp_path / "o"
+  result, _ = run(*given, tokenizer="bytes")
+  tones = result["tasks"]["tones"]
+  assert (tones["evaluated"], tones["masked"]) == (8, 1)
+  assert any("1 pictures could not be read" in note for note in tones["notes"])
+  assert tones["partial"] and result["average"]["tasks"] == 0
+
+
+def test_labels_are_part_of_what_is_resumed(model, data, tmp_path):
+  given = model, tmp_path / "suite.toml", data, tmp_path / "o"
+  first, _ = run(*given, tokenizer="bytes")
+  path = data / "tones.jsonl"
+  path.write_text(path.read_text().replace('"dark"', '"light"'))
+  again, _ = run(*given, tokenizer="bytes")
+  first, again = (r["tasks"]["tones"]["identity"] for r in (first, again))
+  assert first != again
+  # Data that is gone for a while costs no score that was there.
+  path.rename(tmp_path / "elsewhere")
+  gone, _ = run(*given, tokenizer="bytes")
+  assert not gone["tasks"] and set(gone["earlier"]) == {"tones", "captions"}
+  (tmp_path / "elsewhere").rename(path)
+  back, _ = run(*given, tokenizer="bytes")
+  assert back["tasks"]["tones"]["identity"] == again and not back["earlier"]
 
 
 def test_pictures_of_two_tasks_are_embedded_once(

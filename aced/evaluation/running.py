@@ -1,6 +1,7 @@
 """Runs the tasks of a suite on a model, each data set in one pass."""
 
 import hashlib
+import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from aced.evaluation.suites import Found, find_training
 
 SCORING = 1  # Raised where a change to this package changes scores.
 OUTCOMES = "outcomes"
+WHOLE = 0.99  # Share of the pictures that a score must be over to be averaged.
 
 
 class Runner:
@@ -81,7 +83,7 @@ class Runner:
     task, source = found.task, found.source
     data = f"{identity.of_source(source)}, {self.reading}"
     evaluator = self.evaluator(found)
-    own = self._identity(found, data)
+    own = self._identity(found, f"{data}, {of_fields(source)}")
     if before is not None and before["identity"] == own:
       self.progress(len(source))
       return dict(before)
@@ -97,7 +99,10 @@ class Runner:
       try:
         metrics |= self.probed(found, evaluator, images)
       except (ValueError, OSError) as error:  # It has its zero-shot score yet.
+        if jax.process_count() > 1:  # The others are in the middle of it.
+          raise
         told.append(f"no probe: {error}")
+        own = ""  # To be tried again.
     return {
       "title": task.title,
       "group": task.group,
@@ -115,7 +120,7 @@ class Runner:
       "notes": told,
       "outcomes": self._keep(task.name, outcome),
       "identity": own,
-      **({PARTIAL: True} if len(images.z) + masked < task.records else {}),
+      **({PARTIAL: True} if len(images.z) < WHOLE * task.records else {}),
     }
 
   def evaluator(self, found: Found) -> Evaluator:
@@ -210,6 +215,9 @@ class Runner:
     """Names all that a score hangs on."""
     parts = repr(found.task), found.task.prompts, found.class_names, data
     parts += (found.label_names,)
+    if self.probe and found.task.kind == "zero_shot":
+      train = find_training(found, self.data_dir)
+      parts += (train and (identity.of_source(train), of_fields(train)),)
     parts += identity.of_tokenizer(self.tokenizer), self.probe, SCORING
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -223,6 +231,16 @@ class Runner:
         np.savez_compressed(file, **outcome.arrays())
       part.replace(path)
     return f"{OUTCOMES}/{name}.npz"
+
+
+def of_fields(source: Any) -> str:
+  """Names a source by all that its records say beside their pictures."""
+  digest = hashlib.sha256()
+  for index in range(len(source)):
+    fields = source.fields(index)
+    text = json.dumps(fields, sort_keys=True, default=repr)
+    digest.update(text.encode("utf-8", "replace"))
+  return digest.hexdigest()[:16]
 
 
 def notes(found: Found, masked: int) -> list[str]:

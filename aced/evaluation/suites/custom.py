@@ -15,6 +15,7 @@ are those of the source; `metric` is accuracy, or mean/R@1 of retrieval.
 """
 
 import pathlib
+import re
 import tomllib
 from typing import Any
 
@@ -37,6 +38,8 @@ KEYS = {
   "groups_left_out": list,
   "get": str,
 }
+# Kind -> its metric, where none is named.
+_METRICS = {"retrieval": "mean/R@1", "association": "jaccard"}
 _NEEDED = ("name", "kind", "source", "records")
 
 
@@ -67,7 +70,18 @@ def read_suite(path: str) -> Suite:
   for name in names:
     if names.count(name) > 1:
       raise ConfigError(f"suite {path} has several tasks of the name {name!r}.")
-  return Suite(table.get("name", file.stem), tasks, table.get("about", ""))
+  name = table.get("name", file.stem)
+  _check_name(name, f"suite {path}")
+  return Suite(name, tasks, table.get("about", ""))
+
+
+def _check_name(name: Any, where: str) -> None:
+  """Refuses a name that could not be that of a file."""
+  if not isinstance(name, str) or not re.fullmatch(r"\w[\w.@-]*", name):
+    raise ConfigError(
+      f"{where}: name={name!r} must be a word of letters, digits and any of"
+      " '_.@-': files are named so."
+    )
 
 
 def _task(path: str, number: int, row: dict[str, Any]) -> Task:
@@ -82,10 +96,13 @@ def _task(path: str, number: int, row: dict[str, Any]) -> Task:
       raise ConfigError(
         f"{where}: {key}={value!r} must be of type {KEYS[key].__name__}."
       )
+  for key in ("class_names", "templates"):
+    if not all(isinstance(text, str) for text in row.get(key, ())):
+      raise ConfigError(f"{where}: {key}={row[key]!r} must be a list of texts.")
   for key in _NEEDED:
     if key not in row:
       raise ConfigError(f"{where} lacks {key}.")
-  retrieval = row["kind"] == "retrieval"
+  _check_name(row["name"], where)
   try:
     return Task(
       name=row["name"],
@@ -95,7 +112,7 @@ def _task(path: str, number: int, row: dict[str, Any]) -> Task:
       sources=(row["source"],),
       train_sources=(row["train"],) if "train" in row else (),
       records=row["records"],
-      metric=row.get("metric", "mean/R@1" if retrieval else "accuracy"),
+      metric=row.get("metric", _METRICS.get(row["kind"], "accuracy")),
       num_classes=len(row.get("class_names", ())),
       classes=tuple(row.get("class_names", ())),
       templates=tuple(row.get("templates", ())),

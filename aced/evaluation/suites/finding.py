@@ -201,11 +201,11 @@ def _classes(task, spec, source):
     own = _beside(folder)
     if own is not None:
       _check_count(task, own, folder / CLASSES_FILE)
-      if names is not None and own != names:
+      if names and own != names:
         differ = sum(a != b for a, b in zip(own, names, strict=True))
         note = f"{differ} of the {len(own)} class names are those of the data"
     names = own or names
-    if names is None:
+    if not names:
       raise ConfigError(
         f"its class names come with the data, and there is no {CLASSES_FILE} in"
         f" {folder}"
@@ -220,7 +220,7 @@ def _classes(task, spec, source):
 
 
 def _check_count(task, names, where):
-  if len(names) != task.num_classes:
+  if task.num_classes and len(names) != task.num_classes:
     raise ConfigError(
       f"class count mismatch: {where} names {len(names)} classes, and"
       f" {task.title} has {task.num_classes}"
