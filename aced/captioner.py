@@ -24,7 +24,7 @@ from aced.models import params as params_lib
 from aced.models import saved, trees
 from aced.models.params import ParamsError
 from aced.pretrained import pictures
-from aced.training import blueprint, decoding, encoders, sharding
+from aced.training import blueprint, decoding, encoders, sharding, workdir
 from aced.training.input import make_transform
 
 BATCH = 64  # Pictures that are written about at a time.
@@ -149,7 +149,7 @@ def load_captioner(where: str | os.PathLike) -> Captioner:
   """
   where = os.fspath(where)
   folder, step = saved.find_checkpoint(where)
-  config = encoders.config_of_run(folder.parent)
+  config = workdir.config_of(folder.parent)
   if not config.decoder.model:
     raise ParamsError(
       f"{where} is the run of a student, which writes nothing; aced.load loads"

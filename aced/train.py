@@ -15,6 +15,7 @@ import jax
 from absl import flags
 
 from aced import config as config_lib
+from aced import report
 from aced.training import (
   build,
   command,
@@ -91,8 +92,12 @@ def train(
       run, checkpoints, tracker, progress, evaluate, where, start
     )
     if start >= run.total_steps:
-      return session.look_again(state, start)
-    return loop(run, state, start, session)
+      scores = session.look_again(state, start)
+    else:
+      scores = loop(run, state, start, session)
+  if run.config.log.page:
+    report.at_the_end(where)
+  return scores
 
 
 def loop(run: Run, state: Any, start: int, session: Session):

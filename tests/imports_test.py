@@ -19,10 +19,11 @@ LAYERS = [
     "demo",
     "captioner",
   },
+  {"reporting"},
   {"training", "evaluation", "bv", "pretrained"},
   {"data", "curation", "objectives", "models", "presets"},
   {"config"},
-  {"embeddings", "files", "meshes"},
+  {"embeddings", "files", "meshes", "pages"},
 ]
 # `config` checks names against what curation and objectives offer.
 EXCEPTIONS = {("config", "curation"), ("config", "objectives")}

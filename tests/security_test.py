@@ -22,7 +22,7 @@ from aced.models import params
 from aced.training import workdir
 from tests.data.sources.tar_test import archive, pairs
 
-FOLDERS = ("aced", "configs", "benchmarks", "examples")
+FOLDERS = ("aced", "configs", "benchmarks", "examples", "studies")
 
 # Modules whose loading runs what a file says, and what of them does.
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib")

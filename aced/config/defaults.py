@@ -77,6 +77,9 @@ def default() -> ConfigDict:
   config.log.trackers = ()  # Beside JSON lines: "tensorboard", "wandb".
   config.log.progress = True  # The progress bar.
   config.log.report = True  # The start-up report.
+  # Times in a run that what curation kept and dropped is written down.
+  config.log.picks = 6
+  config.log.page = True  # report.html, at the end of the run.
   config.guards = _guards()
   return lock(config)
 

@@ -1,8 +1,6 @@
 """The encoder of a text decoder: the image tower of what was trained before."""
 
 import functools
-import json
-import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -14,12 +12,12 @@ from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced import models
-from aced.models import flexi, saved, trees
+from aced.models import flexi, saved
 from aced.models import params as params_lib
 from aced.models.formats import read
 from aced.models.formats.weights import shapes
 from aced.models.trees import ParamsError, merge
-from aced.training import blueprint
+from aced.training import blueprint, workdir
 from aced.training.build import RANDOM
 
 # Where its parameters are among those that are frozen, or that are trained.
@@ -83,7 +81,7 @@ def _trained_along(where: str) -> tuple[ConfigDict, Any] | None:
   """
   try:
     folder, _ = saved.find_checkpoint(where)
-    told = config_of_run(folder.parent)
+    told = workdir.config_of(folder.parent)
   except (FileNotFoundError, ParamsError):
     return None
   if not told.decoder.model:
@@ -108,23 +106,6 @@ def _of_decoder_run(config, told, params):
   plain["student"] = config_lib.to_plain(told.student) | {"init": init}
   config = config_lib.resolve(plain)
   return config, blueprint.build_model(config.student, 1), _kept(params)
-
-
-def config_of_run(workdir: pathlib.Path) -> ConfigDict:
-  """The config that a run keeps in its workdir.
-
-  Raises:
-    ParamsError: there is none, or it cannot be read.
-  """
-  path = workdir / "config.json"
-  try:
-    flat = json.loads(path.read_text("utf-8"))
-    fields = {name.replace(".", "/"): value for name, value in flat.items()}
-    return config_lib.resolve(trees.unflatten(fields))
-  except (OSError, ValueError, AttributeError) as error:
-    raise ParamsError(
-      f"{path} does not say of which model the checkpoints are: {error}"
-    ) from error
 
 
 def _kept(params):

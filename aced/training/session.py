@@ -11,7 +11,7 @@ from absl import logging
 
 from aced import evaluation
 from aced.data.devices import BadRecords
-from aced.training import distributed
+from aced.training import distributed, picks
 from aced.training.alarms import Alarms
 from aced.training.build import Run
 from aced.training.checkpoints import Checkpoints, NotSaved
@@ -76,6 +76,9 @@ class Session:
       alarms=make_alarms(run),
       bad=self.bad,
     )
+    self._picks = picks.Writer(
+      workdir, picks.moments(run.total_steps, run.config.log.picks)
+    )
     # Whether the step that was saved is still to be evaluated.
     self._due = False
     if start:
@@ -120,6 +123,12 @@ class Session:
     of_data: Mapping[str, float],
   ) -> None:
     """Takes note of a step that was dispatched."""
+    speed = self._progress.steps_per_second
+    if of_data and speed:
+      trained = speed * self.run.recipe.batch_size
+      of_data = {**of_data, "time/examples_per_second": trained}
+    metrics = dict(metrics)
+    self._picks.push(step, metrics.pop(picks.PICKS, None))
     self.watch.push(step, metrics, of_data)
     self._watchdog.beat(step)
 
@@ -129,7 +138,7 @@ class Session:
     Raises:
       Preempted: a stop was due meanwhile, and the step is saved.
     """
-    self.watch.flush()
+    self._flush()
     try:
       with self._progress.paused("evaluating"), self._watchdog.paused():
         self.scores = self._evaluate(state, step, self.stop.check)
@@ -145,7 +154,7 @@ class Session:
     Raises:
       NotSaved: the last one could not be saved.
     """
-    self.watch.flush()
+    self._flush()
     self._tracker.flush()
     with self._watchdog.paused():
       if last:
@@ -165,7 +174,7 @@ class Session:
     Raises:
       Preempted: always.
     """
-    self.watch.flush()
+    self._flush()
     saved = True
     with self._watchdog.paused():
       try:
@@ -204,6 +213,10 @@ class Session:
         self._checkpoints.save(last, self._metadata(int(last.step)))
         self._checkpoints.wait()
       raise
+
+  def _flush(self):
+    self._picks.flush()
+    self.watch.flush()
 
   def _metadata(self, step, evaluated=True):
     return (

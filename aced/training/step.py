@@ -21,6 +21,7 @@ from aced import curation, objectives
 from aced.data.records import CAUSES
 from aced.embeddings import Embeddings
 from aced.training import accumulation, sharding
+from aced.training import picks as picks_lib
 from aced.training import views as views_lib
 from aced.training.embedding import Batch, Embedder
 from aced.training.exchange import exchange, place
@@ -83,6 +84,7 @@ class Draw(NamedTuple):
     student: embeddings of the `learn` rows by the student, where they are
       needed and were made for scoring.
     selection: how the rows were drawn, or None without curation.
+    picks: the super-batch and what was kept of it, as `picks.columns`.
   """
 
   learn: Batch
@@ -90,6 +92,7 @@ class Draw(NamedTuple):
   teachers: dict[str, Embeddings]
   student: Embeddings | None = None
   selection: curation.Selection | None = None
+  picks: Mapping[str, jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,9 +103,9 @@ class TrainStep:
   of `B` pairs; the columns of other views; `fault` where the data set knows the
   truth, `index` and `error` where it tells; and, under "cached", name ->
   `Embeddings` of frozen models, which are then not run at all.
-  Metrics are float32 scalars, and two short vectors: `errors`, how many records
-  could not be used, by the code of their cause; and `sketch`, of the records
-  that were chosen.
+  Metrics are float32 scalars, and what is none: `errors`, how many records
+  could not be used, by the code of their cause; `sketch`, of the records that
+  were chosen; and with curation `picks`, `(B,)` columns of the super-batch.
 
   A step whose loss, gradient or update is not finite changes nothing but
   `state.step`, and says so by the metric `guard/skipped`.
@@ -132,7 +135,10 @@ class TrainStep:
     draw = self.draw(draw_rng, state.params, frozen, batch)
     (_, metrics), gradients = self.gradients(state.params, draw, dropout_rngs)
     metrics |= data_metrics(batch, draw.learn, draw.selection)
-    return advance(state, self.optimizer, gradients, metrics)
+    state, metrics = advance(state, self.optimizer, gradients, metrics)
+    if draw.picks:
+      metrics[picks_lib.PICKS] = draw.picks
+    return state, metrics
 
   def draw(
     self, rng: jax.Array, params: Any, frozen: Any, batch: Batch
@@ -159,7 +165,9 @@ class TrainStep:
       scored[STUDENT] = self.embedder(STUDENT).score(params, batch)
     select_rng, iid_rng = jax.random.split(rng)
     selection = self.select(select_rng, scored, batch)
-    return self.drawn(selection, iid_rng, known, scored, frozen, batch)
+    draw = self.drawn(selection, iid_rng, known, scored, frozen, batch)
+    picks = picks_lib.columns(recipe, scored, selection, batch)
+    return draw._replace(picks=picks)
 
   def drawn(
     self,

@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 from absl import logging
+from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced.files import write_json
+from aced.models import trees
 from aced.training import distributed
 from aced.training.recipe import Recipe
 
@@ -126,6 +128,24 @@ def _claim(where, config) -> list[str]:
       " with that run."
     )
   return changed
+
+
+def config_of(where: str | os.PathLike) -> ConfigDict:
+  """The config that a run keeps in its workdir, resolved.
+
+  Raises:
+    WorkdirError: there is none, or it cannot be read.
+  """
+  path = pathlib.Path(where) / FILE
+  try:
+    flat = json.loads(path.read_text("utf-8"))
+    fields = {name.replace(".", "/"): value for name, value in flat.items()}
+    return config_lib.resolve(trees.unflatten(fields))
+  except (OSError, ValueError, AttributeError) as error:
+    raise WorkdirError(
+      f"{path} does not say what run this is: {error}. Expected the workdir of"
+      " a run of aced.train."
+    ) from error
 
 
 @contextlib.contextmanager

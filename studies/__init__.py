@@ -1,0 +1,1 @@
+"""Studies: when curation helps, and what it costs. See docs/study.md."""

@@ -1,0 +1,199 @@
+"""What the rows of a study say, as numbers: means, spreads, and what is met."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from studies.questions import cells
+from studies.study import METHODS, Cell, Study
+
+Row = Mapping[str, Any]
+# The most of IID's examples in which H-ACID is to reach IID's final score.
+HALF = 0.5
+
+
+class Group(NamedTuple):
+  """Cells that differ by their seed alone.
+
+  Attributes:
+    label: for plots and tables.
+    cell: one of them, of seed 0.
+    rows: one for each seed that was run.
+  """
+
+  label: str
+  cell: Cell
+  rows: Sequence[Row]
+
+  def values(self, name: str) -> list[float]:
+    """A column, of the rows that have it."""
+    return [float(row[name]) for row in self.rows if name in row]
+
+  def mean(self, name: str) -> float:
+    """Its mean; not a number where no row has it."""
+    values = self.values(name)
+    return statistics.fmean(values) if values else float("nan")
+
+  def spread(self, name: str) -> float:
+    """Its standard deviation over seeds; 0 of a single one."""
+    values = self.values(name)
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def groups(study: Study, question: str, rows: Iterable[Row]) -> list[Group]:
+  """The cells of a question that were run, seeds together."""
+  by_run = {row["run"]: row for row in rows}
+  seeds = sorted({int(row["seed"]) for row in by_run.values()} - {1000})
+  found = []
+  for cell in cells(study, [question], seeds=1):
+    same = [dataclasses.replace(cell, seed=seed).name for seed in seeds]
+    there = [by_run[name] for name in same if name in by_run]
+    if there:
+      found.append(Group(label(cell, question), cell, there))
+  return found
+
+
+def label(cell: Cell, question: str = "") -> str:
+  """A cell in words: what it differs by, where its question says the rest."""
+  name = METHODS[cell.method].label
+  if question == "noise":
+    return f"{name}, noise {cell.noise:.0%}"
+  if question == "b":
+    return f"{name}, {cell.reference}"
+  words = {
+    "filter_ratio": "filter ratio",
+    "num_chunks": "chunks",
+    "learning_rate": "learning rate",
+    "patch_size": "scored at patches of",
+    "token_drop": "scored with tokens dropped",
+    "per_device": "per device",
+  }
+  variant = " ".join(
+    part.replace("=", " ")
+    for part in cell.variant.split(" ")
+    if not part.startswith("devices=")
+  )
+  for key, word in words.items():
+    variant = variant.replace(key, word)
+  defaults = {
+    "c": "filter ratio 0.8",
+    "d": "chunks 8",
+    "f": "gain 1",
+    "h": "scored from a cache",
+  }
+  if not variant and cell.method == "h_acid":
+    variant = defaults.get(question, "")
+  return f"{name}, {variant}" if variant else name
+
+
+def reached(
+  curve: Iterable[Row], metric: str, level: float, unit: str
+) -> float | None:
+  """Where a run first was as good as a level.
+
+  Args:
+    curve: its evaluations, in order.
+    metric: the score.
+    level: to be reached.
+    unit: the column that is told, such as "trained_examples".
+
+  Returns:
+    The value at the first evaluation that reached it; None if none did.
+  """
+  for point in curve:
+    if point.get(metric, float("-inf")) >= level:
+      return float(point[unit])
+  return None
+
+
+def shares_of_iid(
+  study: Study, rows: Iterable[Row], curves: Iterable[Row], unit: str
+) -> dict[str, list[float | None]]:
+  """How soon every method was as good as IID of the same seed in the end.
+
+  Args:
+    study: the study.
+    rows: of its table.
+    curves: of its curves.
+    unit: "trained_examples" or "flops".
+
+  Returns:
+    Label -> for every seed, the share of what IID took; None where it never
+    was.
+  """
+  by_run = {}
+  for point in curves:
+    by_run.setdefault(point["run"], []).append(point)
+  found = {}
+  compared = groups(study, "a", rows)
+  iid = next((g for g in compared if g.cell.method == "iid"), None)
+  finals = {r["seed"]: r for r in iid.rows} if iid else {}
+  for group in compared:
+    found[group.label] = []
+    for row in group.rows:
+      if row["seed"] not in finals:
+        continue
+      base = finals[row["seed"]]
+      whole = float(by_run[base["run"]][-1][unit])
+      level = base[study.metric]
+      at = reached(by_run[row["run"]], study.metric, level, unit)
+      found[group.label].append(None if at is None else at / whole)
+  return found
+
+
+class Claim(NamedTuple):
+  """Something that the study was to show, and whether it does."""
+
+  text: str
+  met: bool | None
+  why: str
+
+
+def claims(
+  study: Study, rows: Sequence[Row], curves: Sequence[Row]
+) -> list[Claim]:
+  """What the study was to show; `met` is None where cells are missing."""
+  found = [_sooner(study, rows, curves)]
+  by_method = {g.cell.method: g for g in groups(study, "a", rows)}
+  for other in ("iid", "softmax_kd", "i_acid", "h_acid"):
+    text = f"ACED (ACIDistill) ends above {METHODS[other].label}"
+    found.append(
+      _above(study, text, by_method.get("acidistill"), by_method.get(other))
+    )
+  sizes = {
+    (g.cell.method, g.cell.reference): g for g in groups(study, "b", rows)
+  }
+  for method in ("h_acid", "acidistill"):
+    text = (
+      f"{METHODS[method].label}: the larger reference is ahead of the equal"
+    )
+    larger, equal = (sizes.get((method, s)) for s in ("larger", "equal"))
+    found.append(_above(study, text, larger, equal))
+  return found
+
+
+def _sooner(study, rows, curves):
+  text = "H-ACID reaches IID's final score in at most half of its examples"
+  found = shares_of_iid(study, rows, curves, "trained_examples")
+  shares = found.get(METHODS["h_acid"].label, [])
+  if not shares:
+    return Claim(text, None, "not run")
+  if None in shares:
+    return Claim(text, False, "not every seed reached it")
+  told = ", ".join(f"{share:.0%}" for share in shares)
+  return Claim(text, max(shares) <= HALF, f"{told} of them, seed by seed")
+
+
+def _above(study, text, ours, theirs):
+  """By more than the spread: the larger standard deviation of the two."""
+  text = f"{text}, by more than the spread"
+  if ours is None or theirs is None or len(ours.rows) < 2:
+    return Claim(text, None, "not run with several seeds")
+  difference = ours.mean(study.metric) - theirs.mean(study.metric)
+  spread = max(ours.spread(study.metric), theirs.spread(study.metric))
+  why = (
+    f"{100 * ours.mean(study.metric):.1f}% against"
+    f" {100 * theirs.mean(study.metric):.1f}%, spread {100 * spread:.1f}"
+  )
+  return Claim(text, difference > spread, why)

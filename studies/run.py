@@ -1,0 +1,234 @@
+"""Runs the cells of a study, and keeps what came of them in one table.
+
+    python -m studies.run --study scenes --workdir runs/study/scenes
+    python -m studies.run --study signdigits --workdir runs/study/signdigits \\
+        --data ../shared/data --questions a,b --seeds 3
+    python -m studies.run --study scenes --workdir runs/study/scenes \\
+        --questions e --cpu_devices 4
+
+Killed and started again, it goes on in the middle of the cell it was in. A cell
+that several questions ask for is run once. `table.csv` has a row for each cell,
+`curves.csv` its evaluations; `python -m studies.plot` draws them.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+from absl import logging
+
+from aced import config as config_lib
+from aced.cache import write_cache
+from aced.data.sources import open_source
+from aced.data.tokenizers import train_sentencepiece
+from aced.files import write_json
+from aced.train import train
+from aced.training.preemption import Preempted
+from aced.training.tracker import METRICS_FILE, read_jsonl
+from aced.training.watch import Diverged
+from studies import data, questions, table
+from studies.sets import STUDIES
+from studies.study import (
+  DATA,
+  REFERENCES,
+  TOKENIZER,
+  Cell,
+  Study,
+  cache_folder,
+  config_hash,
+  configure,
+  configure_reference,
+  pool,
+  set_keys,
+)
+
+ROW = "row.json"
+
+
+class Runner:
+  """Runs cells of one study in one folder.
+
+  Args:
+    study: the study.
+    workdir: for its runs and tables.
+    real: the folder of the real sets; only studies of files read it.
+    changes: dotted keys set in every config, such as fewer steps to try it out.
+  """
+
+  def __init__(
+    self,
+    study: Study,
+    workdir: pathlib.Path,
+    real: pathlib.Path | None = None,
+    changes: dict | None = None,
+  ):
+    self.study, self.workdir = study, workdir.expanduser().resolve()
+    self.changes = changes or {}
+    if study.files:
+      if real is None:
+        raise config_lib.ConfigError(
+          f"the study {study.name!r} reads pictures from files; give the folder"
+          " of the real sets by --data."
+        )
+      data.split(real / study.files, self.workdir / DATA, study.crops)
+    self._tokenizer()
+
+  def run(self, cells: Sequence[Cell]) -> list[Cell]:
+    """Runs cells in turn; returns those that ask for more devices."""
+    left = [cell for cell in cells if cell.devices > jax.device_count()]
+    ready = [cell for cell in cells if cell not in left]
+    for size in REFERENCES:
+      if any(c.reference == size and c.method != "iid" for c in ready):
+        self.reference(size)
+    for number, cell in enumerate(ready, start=1):
+      say(f"{self.study.name}: cell {number} of {len(ready)}: {cell.name}")
+      self.cell(cell)
+      table.write(self.workdir)
+    return left
+
+  def reference(self, size: str) -> dict:
+    """Trains a reference, unless it is there; returns its row."""
+    where = self.workdir / "references" / size
+    config = configure_reference(self.study, size, self.workdir)
+    set_keys(config, self.changes)
+    about = {"method": "reference", "reference": size, "noise": 0.0}
+    return self._train(config, where, about)
+
+  def cell(self, cell: Cell) -> dict:
+    """Runs a cell, unless it is there; returns its row."""
+    config = self.config(cell)
+    if config.frozen.get("reference") and cell.cached:
+      self._cache(cell)
+    about = {
+      "method": cell.method,
+      "variant": cell.variant,
+      "noise": cell.noise,
+      "reference": cell.reference,
+    }
+    return self._train(config, self.workdir / "cells" / cell.name, about)
+
+  def config(self, cell: Cell):
+    """The config of a cell, in this folder."""
+    config = configure(self.study, cell, self.workdir)
+    set_keys(config, self.changes)
+    return config
+
+  def _cache(self, cell):
+    folder = cache_folder(self.workdir, cell)
+    if not folder.exists():
+      config = configure(self.study, cell, self.workdir, cached=False)
+      write_cache(config, "reference", folder)
+
+  def _tokenizer(self):
+    """Pieces of the captions of the pool: words in the place of bytes."""
+    path = self.workdir / TOKENIZER
+    if not path.exists():
+      source = open_source(pool(self.study, self.study.noise, self.workdir))
+      captions = [source.fields(i)["text"] for i in range(len(source))][:2000]
+      path.parent.mkdir(parents=True, exist_ok=True)
+      size = self.study.vocab_size
+      train_sentencepiece(captions, path, size, model_type="bpe")
+
+  def _train(self, config, where, about):
+    found = config_hash(config, self.workdir)
+    done = where / ROW
+    if done.exists():
+      row = json.loads(done.read_text("utf-8"))
+      if row["config"] == found:
+        return row
+      raise config_lib.ConfigError(
+        f"{where} was run with another config ({row['config']}, not {found});"
+        " move it away, or give another --workdir."
+      )
+    start = time.perf_counter()
+    train(config, where)
+    row = {
+      "study": self.study.name,
+      **about,
+      "seed": config.seed,
+      "config": found,
+      **table.costs(config),
+      **table.outcome(read_jsonl(where / METRICS_FILE)),
+      "seconds": round(time.perf_counter() - start, 1),
+      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      "date": datetime.date.today().isoformat(),
+    }
+    write_json(done, row)
+    return row
+
+
+def say(text: str) -> None:
+  """Prints a line on which another begins."""
+  print(f"\n\033[1m{text}\033[0m", flush=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m studies.run", description=__doc__.split("\n\n")[0]
+  )
+  parser.add_argument("--study", choices=STUDIES, required=True)
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--data", type=pathlib.Path, help="of the real sets")
+  parser.add_argument(
+    "--questions",
+    default=",".join(questions.ALL),
+    help=f"of {', '.join(questions.ALL)}, joined by commas; all by default",
+  )
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--total_steps", type=int, help="to try it out")
+  parser.add_argument(
+    "--cpu_devices", type=int, default=1, help="virtual ones, for question e"
+  )
+  parser.add_argument(
+    "--list", action="store_true", help="the cells, without running them"
+  )
+  args = parser.parse_args(arguments)
+  args.questions = tuple(args.questions.split(","))
+  for name in args.questions:
+    if name not in questions.QUESTIONS:
+      parser.error(
+        f"--questions names {name!r}; it is one of {', '.join(questions.ALL)}."
+      )
+  if args.seeds < 1:
+    parser.error(f"--seeds={args.seeds} must be 1 or more.")
+  return args
+
+
+def main() -> None:
+  """Runs the command."""
+  args = parse()
+  study = STUDIES[args.study]
+  cells = questions.cells(study, args.questions, args.seeds)
+  if args.list:
+    print("\n".join(cell.name for cell in cells))
+    return
+  logging.set_verbosity(logging.WARNING)
+  if args.cpu_devices > 1:
+    jax.config.update("jax_num_cpu_devices", args.cpu_devices)
+  # Cells differ in little: what one has compiled, others need not.
+  cache = args.workdir.expanduser().resolve() / "compiled"
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  changes = {"total_steps": args.total_steps} if args.total_steps else {}
+  try:
+    left = Runner(study, args.workdir, args.data, changes).run(cells)
+  except Preempted as stop:
+    sys.exit(str(stop))
+  except (ValueError, FileNotFoundError, Diverged) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+  if left:
+    most = max(cell.devices for cell in left)
+    say(
+      f"{len(left)} cells need {most} devices and were not run; on a CPU, give"
+      f" --cpu_devices {most}"
+    )
+  say(f"python -m studies.plot --workdir {args.workdir} draws {table.TABLE}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,120 @@
+"""A study from end to end: three small cells, their table, plots and page."""
+
+import dataclasses
+import json
+
+import pytest
+
+from aced import config as config_lib
+from studies import plot, questions, table
+from studies.run import Runner, parse
+from studies.sets import STUDIES
+from studies.study import Cell
+
+# Seconds: two steps of a study whose pictures are few.
+CHANGES = {
+  "total_steps": 2,
+  "eval.every_steps": 1,
+  "log.every_steps": 1,
+  "optimizer.warmup_steps": 0,
+  "log.progress": False,
+}
+STUDY = dataclasses.replace(
+  STUDIES["scenes"],
+  pool="synthetic:train?size=400&seed=0&noise={noise}",
+  reference_base={},
+  evals={"retrieval": {"type": "retrieval", "source": "synthetic:val?size=64"}},
+)
+CELLS = [Cell("iid", 0.6, 0), Cell("h_acid", 0.6, 0, "equal")]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("study")
+  left = Runner(STUDY, path, changes=CHANGES).run(
+    [*CELLS, Cell("h_acid", 0.6, 0, devices=64)]
+  )
+  assert [cell.devices for cell in left] == [64]
+  return path
+
+
+def test_the_table_has_a_row_for_every_run(workdir):
+  rows = {row["run"]: row for row in table.read(workdir / table.TABLE)}
+  assert set(rows) == {"equal", *(cell.name for cell in CELLS)}
+  iid, acid = (rows[cell.name] for cell in CELLS)
+  assert iid["trained_examples"] == acid["trained_examples"] == 2 * 64
+  assert iid["scored_examples"] == 0 and acid["scored_examples"] == 2 * 320
+  assert iid["relative_cost"] == 1.0
+  # Read from a cache, the reference costs nothing; without, it does.
+  assert acid["flops"] < acid["flops_without_cache"]
+  assert 0 < acid["kept/clean"] < 3 and "selection_gain" in acid
+  assert iid["config"] != acid["config"] and len(str(iid["config"])) == 12
+  curves = table.read(workdir / table.CURVES)
+  steps = [p["step"] for p in curves if p["run"] == CELLS[1].name]
+  assert steps == [1, 2]
+  assert curves[-1][STUDY.metric] == pytest.approx(
+    rows[curves[-1]["run"]][STUDY.metric]
+  )
+
+
+def test_what_is_done_is_not_done_again(workdir):
+  before = (workdir / "cells" / CELLS[1].name / "row.json").stat().st_mtime_ns
+  runner = Runner(STUDY, workdir, changes=CHANGES)
+  runner.run(CELLS)
+  after = (workdir / "cells" / CELLS[1].name / "row.json").stat().st_mtime_ns
+  assert before == after
+  other = Runner(STUDY, workdir, changes=CHANGES | {"total_steps": 3})
+  with pytest.raises(config_lib.ConfigError, match="with another config"):
+    other.run(CELLS)
+
+
+def test_plots_tables_and_the_page(workdir, tmp_path):
+  files = plot.draw(workdir, tmp_path / "out")
+  names = {path.name for path in files}
+  assert {"study.html", "study.md", "a.svg", "g.svg"} <= names
+  page = (tmp_path / "out" / "study.html").read_text()
+  assert "Study: scenes" in page and "<svg" in page
+  text = (tmp_path / "out" / "study.md").read_text()
+  rows = table.read(workdir / table.TABLE)
+  iid = next(row for row in rows if row["method"] == "iid")
+  assert str(iid["config"]) in text  # Every number can be traced.
+  # From the tables alone, where the runs are not there any more.
+  again = plot.draw(tmp_path / "out", tmp_path / "again")
+  assert [p.name for p in again] == [p.name for p in files]
+  assert (tmp_path / "again" / "study.md").read_text() == text
+
+
+def test_tables_of_no_study_are_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"studies\.run"):
+    plot.draw(tmp_path)
+  (tmp_path / "table.csv").write_text("study,run\nother,x\n")
+  (tmp_path / "curves.csv").write_text("run\n")
+  with pytest.raises(ValueError, match="expected one of scenes"):
+    plot.draw(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--questions", "z"], "it is one of"),
+    (["--seeds", "0"], "must be 1 or more"),
+  ],
+)
+def test_a_wrong_command_is_told_of(arguments, message, capsys):
+  with pytest.raises(SystemExit):
+    parse(["--study", "scenes", "--workdir", "x", *arguments])
+  assert message in capsys.readouterr().err
+
+
+def test_a_study_of_files_asks_for_their_folder(tmp_path):
+  with pytest.raises(config_lib.ConfigError, match="by --data"):
+    Runner(STUDIES["signdigits"], tmp_path)
+
+
+def test_the_real_set_is_split_and_its_config_resolves(shared_data, tmp_path):
+  study = STUDIES["signdigits"]
+  runner = Runner(study, tmp_path, shared_data)
+  counts = json.loads((tmp_path / "data" / "split.json").read_text())
+  assert counts["test"] == 402 and counts["pool"] % (study.crops + 1) == 0
+  for cell in questions.cells(study, "a", seeds=1):
+    config_lib.resolve(runner.config(cell))
