@@ -103,7 +103,7 @@ def evaluate(
   model = place(checkpoint, tokenizer)
   where = output or f"evaluations/{model.name}/{chosen.name}"
   folder = pathlib.Path(where).expanduser()
-  kept = distributed.from_first(claim(folder, model, chosen.name))
+  kept = distributed.by_first(lambda: claim(folder, model, chosen.name))
   found, skipped = look_for(chosen.tasks, data_dir, partial)
   distributed.agree("data", {one.task.name: one.spec for one in found})
   say(
@@ -133,6 +133,7 @@ def evaluate(
       batch_size=batch_size,
       probe=probe,
       progress=bar.update,
+      agree=distributed.agree,
     )
     for one in found:
       bar.set_description(one.task.title)
@@ -300,7 +301,7 @@ def describe(model: Model, chosen: suites.Suite, timed: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Runs the command; exits with 1 where a task failed, or none was run."""
+  """Runs the command; exits with 1 where something `went_wrong`."""
   values = flags.FLAGS
 
   def say(text):
@@ -325,9 +326,21 @@ def main() -> None:
     table = results_lib.table if result["tasks"] else results_lib.average_line
     print(table(result))
     print(f"written: {folder / FILE} and {folder / MARKDOWN}")
-  failed = any(one.get("failed") for one in result["skipped"].values())
-  if failed or not result["tasks"]:
+  if went_wrong(result, own=values.suite not in suites.SUITES):
     sys.exit(1)
+
+
+def went_wrong(result: Mapping[str, Any], own: bool) -> bool:
+  """Whether a task failed, or none was run.
+
+  Args:
+    result: of `evaluate`.
+    own: whether the suite is one's own: then data that is there and does not
+      fit is a mistake in it.
+  """
+  bad = ("failed", "refused") if own else ("failed",)
+  wrong = any(one.get(b) for one in result["skipped"].values() for b in bad)
+  return wrong or not result["tasks"]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from PIL import Image
 
 from aced import evaluate as evaluate_lib
 from aced.config import ConfigError
-from aced.evaluate import evaluate
+from aced.evaluate import evaluate, went_wrong
 from aced.evaluation import results, running
 from aced.evaluation.results import ResultsError
 from tests.models.formats.reading_test import save
@@ -238,6 +238,24 @@ def test_probe(model, data, tmp_path):
   assert metrics["linear_probe/accuracy"] > 0.6
   assert 0 <= metrics["knn/accuracy"] <= 1
   assert "knn/accuracy" not in result["tasks"]["captions"]["metrics"]
+  for text in (results.table(result), results.markdown(result)):
+    assert text.count("linear probe") == text.count("nearest neighbours") == 1
+
+
+@pytest.mark.parametrize(
+  ("entry", "own", "wrong"),
+  [
+    ({"failed": True}, False, True),
+    ({"refused": True}, True, True),
+    # Data of a named suite that is half there: skipped and told of.
+    ({"refused": True}, False, False),
+    ({"refused": False}, True, False),
+  ],
+)
+def test_when_the_command_fails(entry, own, wrong):
+  result = {"skipped": {"a": entry}, "tasks": {"b": {}}}
+  assert went_wrong(result, own) is wrong
+  assert went_wrong({"skipped": {}, "tasks": {}}, own)
 
 
 def test_partial_data_is_shown_and_not_averaged(model, data, tmp_path):

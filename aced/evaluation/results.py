@@ -84,7 +84,7 @@ def average(tasks: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, Any]:
 def table(results: Mapping[str, Any]) -> str:
   """The table for the terminal: tasks, the average, and the model's cost."""
   rows = [("task", "metric", "score", "95% interval", "pictures", "seconds")]
-  rows += [_row(task) for task in results["tasks"].values()]
+  rows += [row for task in results["tasks"].values() for row in _rows(task)]
   widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
   lines = [_aligned(row, widths) for row in rows]
   rule = "─" * len(lines[0])
@@ -152,7 +152,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     "|---|---|---:|---:|---:|",
   ]
   for entry in results["tasks"].values():
-    lines.append(_cells(_row(entry)[:5]))
+    lines += [_cells(row[:5]) for row in _rows(entry)]
   lines += ["", f"{_capital(average_line(results))}.", ""]
   lines += _summary(results)
   skipped = skipped_lines(results)
@@ -215,6 +215,23 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     f"{entry['evaluated']:,}",
     f"{entry['seconds']:,.1f}",
   )
+
+
+# Scores that are shown below their task's own, and never averaged.
+_BESIDE = {
+  "knn/accuracy": "nearest neighbours",
+  "linear_probe/accuracy": "linear probe",
+}
+
+
+def _rows(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+  """A task, and below it its probes, where it has any."""
+  found = [_row(entry)]
+  for name, title in _BESIDE.items():
+    if name in entry["metrics"]:
+      score = percent(entry["metrics"][name])
+      found.append((f"  {title}", "accuracy", score, "", "", ""))
+  return found
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:

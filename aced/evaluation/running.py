@@ -41,6 +41,7 @@ class Runner:
     probe: whether kNN and a linear probe are added where a task has training
       data.
     progress: told how many pictures were done.
+    agree: raises where processes do not have the same, `(what, {name: value})`.
   """
 
   def __init__(
@@ -56,7 +57,9 @@ class Runner:
     batch_size: int,
     probe: bool = False,
     progress: Callable[[int], None] = lambda records: None,
+    agree: Callable[[str, Mapping[str, str]], None] = lambda what, mine: None,
   ):
+    self.agree = agree
     self.reading = reading
     self.embed_image, self.embed_text = embed_image, embed_text
     self.transform, self.tokenizer = transform, tokenizer
@@ -84,6 +87,7 @@ class Runner:
     data = f"{identity.of_source(source)}, {self.reading}"
     evaluator = self.evaluator(found)
     own = self._identity(found, f"{data}, {of_fields(source)}")
+    self.agree("task", {task.name: own})  # Or some would skip it, others not.
     if before is not None and before["identity"] == own:
       self.progress(len(source))
       return dict(before)

@@ -10,7 +10,7 @@ import itertools
 import json
 import pathlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,10 @@ _calls = itertools.count()
 
 class HostsDiffer(ValueError):
   """Processes of one run that were not given the same."""
+
+
+class FailedOnFirst(RuntimeError):
+  """What the first process was to do for all of them, it could not."""
 
 
 class Cluster(NamedTuple):
@@ -166,6 +170,31 @@ def from_first(value: Any) -> Any:
     put(key, json.dumps(value))
     return value
   return json.loads(get(key, AGREE_SECONDS))
+
+
+def by_first(function: Callable[[], Any]) -> Any:
+  """What a function returns on the first process, on every process.
+
+  Args:
+    function: called there alone; what it returns, JSON can hold.
+
+  Raises:
+    FailedOnFirst: it raised a ValueError or an OSError there; that error
+      itself on the first process.
+  """
+  if jax.process_count() == 1:
+    return function()
+  found = {}
+  if jax.process_index() == 0:
+    try:
+      found = {"value": function()}
+    except (ValueError, OSError) as error:
+      from_first({"error": f"{type(error).__name__}: {error}"})
+      raise
+  found = from_first(found)
+  if "error" in found:
+    raise FailedOnFirst(f"on {host(0)}: {found['error']}")
+  return found["value"]
 
 
 def agree(what: str, mine: Mapping[str, str], seconds: float | None = None):

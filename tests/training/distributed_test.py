@@ -131,6 +131,13 @@ for what, mine, seconds in (
     distributed.agree(what, mine, seconds)
   except Exception as error:
     found["differs"] = f"{type(error).__name__}: {error}"
+found["made"] = distributed.by_first(lambda: process + 20)
+def refuse():
+  raise ValueError("not that folder")
+try:
+  distributed.by_first(refuse)
+except Exception as error:
+  found["refused"] = f"{type(error).__name__}: {error}"
 found["all"] = distributed.on_all("a", 30)
 found["some"] = distributed.on_all("b", 1) if process < 2 else None
 try:
@@ -163,6 +170,14 @@ def three(tmp_path_factory):
 
 def test_the_first_tells_the_others(three):
   assert [found["first"] for found in three] == [10, 10, 10]
+
+
+def test_what_the_first_does_or_refuses_holds_for_all(three):
+  assert [found["made"] for found in three] == [20, 20, 20]
+  first, *others = (found["refused"] for found in three)
+  assert first == "ValueError: not that folder"
+  for text in others:
+    assert text.startswith("FailedOnFirst: on ") and first in text
 
 
 def test_what_differs_is_named_on_every_process(three):
