@@ -83,6 +83,8 @@ EXTRAS = {
     "overrides>=7",
     "tensorflow-cpu>=2.18",
   ],
+  # What it needs beside itself, Chromium.
+  "browser": ["playwright>=1.50"],
   "notebook": [*PLOT, "jupyterlab>=4", "nbclient>=0.10"],
   "tensorboard": ["tensorboardX>=2.6"],
   "wandb": ["wandb>=0.19"],

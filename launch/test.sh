@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test suite and the linter:
-#   launch/test.sh [--tpu | --parity | --beam | --big-vision PATH | --faults] \
-#     [pytest arguments]
+#   launch/test.sh [--tpu | --parity | --beam | --browser | --big-vision PATH |
+#     --faults] [pytest arguments]
 # Makes .venv and installs what the tests need where that is not there yet.
 # --tpu installs the TPU compiler too, which the tests marked `tpu` need; no TPU
 # is used. `launch/test.sh --tpu -m tpu` runs them alone.
@@ -9,6 +9,8 @@
 # those marked `parity` compare.
 # --beam installs Apache Beam, which those marked `beam` need, in an environment
 # of its own, .venv-beam: it wants older packages than the rest.
+# --browser runs those marked `browser`, of pages in Chromium; as root on Debian
+# it installs that.
 # --big-vision runs the tests marked `big_vision` against a clone of big_vision
 # in PATH, with TensorFlow, in an environment of its own, .venv-bv.
 # --faults runs tests/faults as often as docs/operations.md claims, most of an
@@ -31,6 +33,15 @@ case "${1:-}" in
     extras="test,beam"
     venv=.venv-beam
     shift
+    ;;
+  --browser)
+    extras="test,browser"
+    shift
+    set -- -m browser "$@"
+    if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] &&
+      command -v apt-get >/dev/null; then
+      apt-get install -y -qq chromium >/dev/null || true  # Or tests say so.
+    fi
     ;;
   --big-vision)
     clone="$(cd "$from" && cd "${2:-}" 2>/dev/null && pwd)" || clone="${2:-}"

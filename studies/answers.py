@@ -54,6 +54,14 @@ def groups(study: Study, question: str, rows: Iterable[Row]) -> list[Group]:
   return found
 
 
+def has_own(study: Study, question: str, found: Iterable[Group]) -> bool:
+  """Whether anything was run for a question that "a" does not ask for too."""
+  if question in ("a", "g"):
+    return True
+  shared = set(cells(study, ["a"], seeds=1))
+  return any(group.cell not in shared for group in found)
+
+
 def label(cell: Cell, question: str = "") -> str:
   """A cell in words: what it differs by, where its question says the rest."""
   name = METHODS[cell.method].label

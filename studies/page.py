@@ -268,7 +268,7 @@ def _table(study, groups, rows, curves, picked):
         flops,
         f"{100 * g.mean('clean_kept'):.0f}",
         _number(g.mean("effective_sample_size")),
-        *(f"{g.mean(f'kept/{kind}'):.2f}" for kind in kinds),
+        *(_number(g.mean(f"kept/{kind}"), 2) for kind in kinds),
         " ".join(str(row["config"]) for row in g.rows),
       ]
     )
@@ -290,8 +290,8 @@ def _share(values):
   return f"{np.mean(values):.2f}"
 
 
-def _number(value):
-  return "" if np.isnan(value) else f"{value:.1f}"
+def _number(value, places=1):
+  return "" if np.isnan(value) else f"{value:.{places}f}"
 
 
 def _picked(study, workdir):

@@ -52,7 +52,8 @@ def draw(
       *page.answer(study, name, groups, rows, curves),
     )
     for name in QUESTIONS
-    if (groups := answers.groups(study, name, rows))
+    if len(groups := answers.groups(study, name, rows)) > 1
+    and answers.has_own(study, name, groups)
   ]
   claims = answers.claims(study, rows, curves)
   files = {

@@ -2,13 +2,12 @@
 
 from studies.study import Study
 
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}")
 BASE = {
   "batch_size": 64,
-  "total_steps": 600,
-  "eval.every_steps": 30,
+  "total_steps": 400,
+  "eval.every_steps": 20,
   "log.every_steps": 10,
-  "checkpoint.every_steps": 600,
+  "checkpoint.every_steps": 1000,
   "optimizer.warmup_steps": 30,
   "curation.num_chunks": 8,
 }
@@ -23,20 +22,14 @@ SCENES = Study(
   evals={
     "retrieval": {
       "type": "retrieval",
-      "source": "synthetic:val?size=1000",
+      "source": "synthetic:val?size=500",
       "batch_size": 500,
-    },
-    "zero_shot": {
-      "type": "zero_shot",
-      "source": "synthetic:classes?size=512",
-      "templates": TEMPLATES,
-      "batch_size": 512,
     },
   },
   metric="eval/retrieval/mean/R@1",
   noise=0.6,
   noises=(0.0, 0.3, 0.6),
-  chance=1 / 1000,
+  chance=1 / 500,
 )
 
 SIGNDIGITS = Study(

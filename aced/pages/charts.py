@@ -242,7 +242,7 @@ class _Axis:
     if precise:
       # At least three digits of a number below 100.
       places = max(places, 1) if abs(value) < 100 else places
-    if abs(value) >= 10_000 and not self.percent:
+    if max(abs(self.least), abs(self.most)) >= 10_000 and not self.percent:
       return _thousands(value)
     text = f"{value:,.{places}f}"
     return f"{text}%" if self.percent else text
