@@ -32,7 +32,12 @@ def smoke(repository, name="acid", variant="", **changes):
   config = config_lib.to_plain(load(repository, name).get_config(arg))
   config["evals"] = {}
   config["checkpoint"]["best"] = ""
-  config["log"] |= {"every_steps": 1, "progress": False, "report": False}
+  config["log"] |= {
+    "every_steps": 1,
+    "progress": False,
+    "report": False,
+    "page": False,
+  }
   config["checkpoint"]["every_steps"] = 100
   for key, value in changes.items():
     section, _, field = key.rpartition("__")

@@ -123,8 +123,8 @@ class Writer:
     if self._pending is None:
       return
     (step, found), self._pending = self._pending, None
-    # Every process has its own rows of them.
-    found = multihost_utils.process_allgather(found, tiled=True)
+    if jax.process_count() > 1:  # Each has rows of its own.
+      found = multihost_utils.process_allgather(found, tiled=True)
     if jax.process_index() == 0:
       try:
         _write(self._folder / f"{step:08d}.npz", found)
