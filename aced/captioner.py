@@ -8,7 +8,6 @@ captioner.answer(["cat.jpg"], ["what color is the cat?"], num_beams=4)
 """
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ from aced.evaluation.embed import pad_rows
 from aced.models import params as params_lib
 from aced.models import saved, trees
 from aced.models.params import ParamsError
-from aced.pretrained import pictures
+from aced.pretrained import check_list, pictures
 from aced.training import blueprint, decoding, encoders, sharding, workdir
 from aced.training.input import make_transform
 
@@ -49,6 +48,8 @@ class Captioner:
   params: Mapping[str, Any]
   frozen: Mapping[str, Any]
   transform: Any
+  # How many beams, and their penalty -> the program that writes so.
+  _writers: dict = dataclasses.field(default_factory=dict, repr=False)
 
   def __repr__(self):
     count = trees.count_params(self.params) / 1e6
@@ -76,6 +77,7 @@ class Captioner:
       OSError: one cannot be read.
       ValueError: a number of beams or a penalty that is out of range.
     """
+    check_list("images", images)
     return self.write(
       images, [CAPTION] * len(images), num_beams, length_penalty
     )
@@ -99,11 +101,6 @@ class Captioner:
     Raises:
       ValueError: as `caption`, or pictures and questions differ in number.
     """
-    if isinstance(questions, str) or len(questions) != len(images):
-      raise ValueError(
-        f"{len(images)} pictures and questions={questions!r:.60}; give a list"
-        " of one question for each picture."
-      )
     return self.write(images, questions, num_beams, length_penalty)
 
   def write(
@@ -113,7 +110,14 @@ class Captioner:
     num_beams: int = 1,
     length_penalty: float = 0.0,
   ) -> list[str]:
-    """Writes what follows a prompt, for each picture."""
+    """Writes what follows a prompt, for each picture; raises as `answer`."""
+    check_list("images", images)
+    whole = isinstance(prompts, str) or len(prompts) != len(images)
+    if whole or not all(isinstance(prompt, str) for prompt in prompts):
+      raise ValueError(
+        f"{len(images)} pictures and the prompts {prompts!r:.60}; give a list"
+        " of one text, such as a question, for each picture."
+      )
     tokenizer = self.writing.tokenizer
     pixels = pictures(images, self.transform)
     labels = tokenizer(
@@ -131,16 +135,22 @@ class Captioner:
       texts += [tokenizer.decode(row) for row in ids[: len(pixels) - k]]
     return texts
 
-  @functools.lru_cache(maxsize=8)  # noqa: B019 -- as long-lived as programs.
   def _writer(self, num_beams, length_penalty):
-    return self.writing.writer(num_beams, length_penalty)
+    key = num_beams, length_penalty
+    if key not in self._writers:
+      self._writers[key] = self.writing.writer(*key)
+    return self._writers[key]
 
 
-def load_captioner(where: str | os.PathLike) -> Captioner:
+def load_captioner(
+  where: str | os.PathLike, *, encoder: str | os.PathLike = ""
+) -> Captioner:
   """Loads the decoder of a run, and the encoder that it was trained on.
 
   Args:
     where: the workdir, perhaps with "@STEP" or "@best" behind it.
+    encoder: where the encoder is by now; "" is where the run says, which may be
+      a path from the folder that it was started in.
 
   Raises:
     FileNotFoundError: no run, no such checkpoint, or no encoder is there.
@@ -157,17 +167,18 @@ def load_captioner(where: str | os.PathLike) -> Captioner:
     )
   params = saved.load_checkpoint(where)
   if config.decoder.freeze:
-    _, encoder, frozen = encoders.load_encoder(config)
+    config.student.init = os.fspath(encoder) or config.student.init
+    tower, frozen = _load_encoder(config)
     _check_encoder(folder / str(step), config.student.init, frozen)
     params = {**params, encoders.ENCODER: frozen}
   else:
-    encoder = blueprint.build_model(config.student, vocab_size=1)
+    tower = blueprint.build_model(config.student, vocab_size=1)
   params, frozen = decoding.apart(params, {})
   tokenizer = PromptTokenizer(
     tokenizers.load_tokenizer(config.input.tokenizer, config.input.text_length)
   )
   writing = decoding.Writing(
-    encoder,
+    tower,
     decoding.make_decoder(config, tokenizer.vocab_size),
     tokenizer,
     sharding.make_mesh({"data": -1, "fsdp": 1}),
@@ -180,6 +191,18 @@ def load_captioner(where: str | os.PathLike) -> Captioner:
     frozen=frozen,
     transform=make_transform(config.input, train=False),
   )
+
+
+def _load_encoder(config):
+  """The encoder that a run names, and its parameters."""
+  try:
+    return encoders.load_encoder(config)[1:]
+  except FileNotFoundError as error:
+    raise FileNotFoundError(
+      f"the decoder's encoder: {error} Say where it is by now, as"
+      " load_captioner(..., encoder=PATH); a relative path is looked for from"
+      f" {os.getcwd()}."
+    ) from error
 
 
 def _check_encoder(checkpoint, init, params):

@@ -97,7 +97,7 @@ class Pretrained:
     Raises:
       ConfigError: there is no tokenizer.
     """
-    _check_list("texts", texts)
+    check_list("texts", texts)
     if not all(isinstance(text, str) for text in texts):
       raise ValueError("texts holds something that is no text.")
     if self.tokenizer is None:
@@ -137,7 +137,7 @@ class Pretrained:
       ValueError: no class names, or a template without "{}".
     """
     self.tokens([])  # Says so where there is no tokenizer.
-    _check_list("class_names", class_names)
+    check_list("class_names", class_names)
     classes = evaluation.class_embeddings(
       self._embedders[1], self.tokenizer, class_names, templates
     )
@@ -172,7 +172,7 @@ class Pretrained:
 
 def pictures(images: Sequence[Any], transform: Transform) -> np.ndarray:
   """Pictures in any form as a model takes them; see `Pretrained.pixels`."""
-  _check_list("images", images)
+  check_list("images", images)
   records = [{"image": _encoded(image)} for image in images]
   if not records:
     return np.zeros((0, *(transform.image_size,) * 2, 3), np.uint8)
@@ -260,7 +260,7 @@ def _encoded(image):
   )
 
 
-def _check_list(name, values):
+def check_list(name, values):
   """Refuses one thing in the place of several."""
   one = isinstance(values, str | bytes | os.PathLike | Image.Image)
   if one or (isinstance(values, np.ndarray) and values.ndim == 3):

@@ -54,12 +54,16 @@ def get_config(arg=None):
   for name in list(config.evals):
     del config.evals[name]
   if drawn:
-    if variant != "encoder":
+    # But for the encoder of the demo, which goes on with `objects`.
+    if (variant, size) != ("encoder", "demo"):
       config.student.init = "random"
     scenes(config, variant, size)
   else:
     config.batch_size = 1024
     config.input.text_length = 64
+    # Off until they are given a source.
+    for kind in ("captioning", "vqa"):
+      config.evals[kind] = {"type": kind, "source": "", "batch_size": 256}
   return config
 
 
@@ -76,7 +80,7 @@ def scenes(config, variant, size):
     config.evals.captioning = {"type": "captioning", **held_out}
     return
   config.decoder.tasks = ("vqa",)
-  config.input.text_length = 64  # Questions are shorter than captions.
+  config.input.text_length = 72  # Questions are shorter than captions.
   if size == "demo":
     config.update(batch_size=128, total_steps=3000)
     config.eval.every_steps = 500

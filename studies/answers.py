@@ -75,6 +75,7 @@ def label(cell: Cell, question: str = "") -> str:
     "learning_rate": "learning rate",
     "patch_size": "scored at patches of",
     "token_drop": "scored with tokens dropped",
+    "weight": "lambda",
     "per_device": "per device",
   }
   variant = " ".join(
@@ -90,6 +91,8 @@ def label(cell: Cell, question: str = "") -> str:
     "f": "gain 1",
     "h": "scored from a cache",
   }
+  if not variant and question == "lambda":
+    variant = "lambda 4.0"
   if not variant and cell.method == "h_acid":
     variant = defaults.get(question, "")
   return f"{name}, {variant}" if variant else name

@@ -45,6 +45,12 @@ class Answer(NamedTuple):
   rows: Sequence[Sequence[str]]
 
 
+def plots(found: Answer) -> list[str]:
+  """The names of the files of an answer's charts."""
+  numbers = ("", *(f"_{k}" for k in range(1, len(found.charts))))
+  return [f"{found.name}{number}.svg" for number in numbers]
+
+
 def answer(
   study: Study,
   name: str,
@@ -73,6 +79,7 @@ def markdown(
   parts.append("\n".join(f"- {_told(c)}" for c in claims))
   for one in found:
     parts += [f"## {one.name}: {one.title}", _lines([one.head, *one.rows])]
+    parts.append("\n".join(f"![{one.title}]({name})" for name in plots(one)))
   references = [row for row in rows if row["method"] == "reference"]
   body = [
     [r["reference"], f"{100 * r[study.metric]:.1f}", r["config"]]

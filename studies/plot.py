@@ -60,9 +60,9 @@ def draw(
     "study.html": page.html_page(study, found, claims, rows, workdir),
     "study.md": page.markdown(study, found, claims, rows),
     **{
-      f"{answer.name}{f'_{k}' if k else ''}.svg": page.standalone(chart)
+      name: page.standalone(chart)
       for answer in found
-      for k, chart in enumerate(answer.charts)
+      for name, chart in zip(page.plots(answer), answer.charts, strict=True)
     },
   }
   for name, text in files.items():

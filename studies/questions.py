@@ -31,6 +31,7 @@ RATIOS = (0.5, 0.8, 0.9)
 CHUNKS = (1, 2, 8, 16)
 GAINS = (0.25, 1.0, 4.0, 16.0)
 RATES = (3e-4, 1e-3, 3e-3)
+WEIGHTS = (1.0, 4.0)
 # Of a device that stands for many: each draws its quota from its own shard.
 DEVICES = 4
 
@@ -40,6 +41,15 @@ def rates(study, seed):
   for rate in RATES:
     change = ("optimizer.learning_rate", rate)
     yield Cell("iid", study.noise, seed, changes=(change,))
+
+
+def weights(study, seed):
+  """Lambda is chosen for both methods that it is of, and is one for all."""
+  for method in ("softmax_kd", "acidistill"):
+    for weight in WEIGHTS:
+      change = ("distillation.weight", weight)
+      changes = (change,) if weight != study.distill_weight else ()
+      yield Cell(method, study.noise, seed, changes=changes)
 
 
 def methods(study, seed):
@@ -111,6 +121,7 @@ def cheap(study, seed):
 
 QUESTIONS = {
   "lr": Question("the learning rate of the baseline", rates),
+  "lambda": Question("the weight of distillation", weights),
   "a": Question("which method", methods),
   "noise": Question("how much noise", noises),
   "b": Question("how large a reference", references),

@@ -4,8 +4,8 @@ from studies.study import Study
 
 BASE = {
   "batch_size": 64,
-  "total_steps": 400,
-  "eval.every_steps": 20,
+  "total_steps": 300,
+  "eval.every_steps": 15,
   "log.every_steps": 10,
   "checkpoint.every_steps": 1000,
   "optimizer.warmup_steps": 30,
@@ -39,8 +39,6 @@ SIGNDIGITS = Study(
   clean="jsonl:{data}/reference.jsonl?noise=0",
   base={
     **BASE,
-    "total_steps": 300,
-    "eval.every_steps": 15,
     "input.text_length": 12,
     "optimizer.learning_rate": 1e-3,
   },

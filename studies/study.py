@@ -54,6 +54,7 @@ class Study:
     noise: the share that the questions ask at.
     noises: the shares that the first question asks at.
     chance: what guessing gives in `metric`.
+    distill_weight: lambda of all methods that distil.
     files: the set under the folder of real data that `data.split` splits, or
       "" where nothing is read from files.
     crops: of each of its pictures in the pool, as of `data.split`.
@@ -71,6 +72,7 @@ class Study:
   noise: float
   noises: tuple[float, ...]
   chance: float
+  distill_weight: float = 4.0
   files: str = ""
   crops: int = 0
   vocab_size: int = 200
@@ -163,6 +165,8 @@ def configure(
     config.frozen.reference.init = str(reference_folder(workdir, cell))
     if cell.cached and cached:
       config.frozen.reference.cache = str(cache_folder(workdir, cell))
+  if config.distillation.weight:
+    config.distillation.weight = study.distill_weight
   set_keys(config, dict(cell.changes))
   return config
 

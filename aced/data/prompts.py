@@ -171,7 +171,8 @@ class PromptTokenizer(Tokenizer):
   """Maps prompts and what follows them to `(n, length)` int32 ids.
 
   Three ids are added to those of another tokenizer: start, separator and end. A
-  prompt that is too long is cut so that it leaves half of the row. What follows
+  prompt that is too long is cut so that it leaves a quarter of the row, and the
+  first one is told of. What follows
   it and is too long is cut without an end: it did not end there, and that is
   not to be learnt. The end fills up short rows, so that no id of a text does.
 
@@ -212,8 +213,7 @@ class PromptTokenizer(Tokenizer):
     ids = np.full((len(texts), self.length), self.pad, np.int32)
     for row, text in zip(ids, texts, strict=True):
       prompt, _, rest = text.partition(SEPARATOR)
-      room = self.length // 2 - 2
-      tokens = [self.bos, *self._tokens(prompt, room), self.separator]
+      tokens = [self.bos, *self._prompt(prompt), self.separator]
       if rest:
         tokens += [*self._tokens(rest), self.eos]
       tokens = tokens[: self.length]
@@ -229,9 +229,25 @@ class PromptTokenizer(Tokenizer):
       ids = ids[: ids.index(self.eos)]
     return self._decode([i for i in ids if i < self.bos])
 
-  def _tokens(self, text, room=None):
+  def _prompt(self, text):
+    """The ids of a prompt: as many whatever follows, as when nothing does."""
     tokens = self.inner._encode(utf8(text).decode("utf-8"))
-    return self.inner._cut(tokens, len(tokens) if room is None else room)
+    room = self.length - self.length // 4 - 2
+    if len(tokens) > room:
+      logging.log_first_n(
+        logging.WARNING,
+        "a prompt of %d tokens is cut to %d: %r; raise input.text_length (%d)",
+        1,
+        len(tokens),
+        room,
+        text,
+        self.length,
+      )
+    return self.inner._cut(tokens, min(room, len(tokens)))
+
+  def _tokens(self, text):
+    tokens = self.inner._encode(utf8(text).decode("utf-8"))
+    return self.inner._cut(tokens, len(tokens))
 
   def _encode(self, text):
     return self.inner._encode(text)
@@ -244,8 +260,9 @@ def questions_of(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
   """`(question, answers)` of a record.
 
   They stand in `questions`, a list of `{"question", "answers"}`, or in the
-  record itself; `answers` is a list, or one is in `answer`. None of another
-  form are taken.
+  record itself; `answers` is a list, or one is in `answer`. An answer is a
+  text, a number, or as VQA's own files have it, `{"answer": text}`. None of
+  another form are taken.
   """
   rows = record.get("questions")
   found = []
@@ -254,12 +271,20 @@ def questions_of(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     if not isinstance(question, str) or not question.strip():
       continue
     answers = row.get("answers", row.get("answer"))
-    answers = [answers] if isinstance(answers, str) else answers
-    if isinstance(answers, list):
-      good = [a for a in answers if isinstance(a, str) and a.strip()]
-      if good:
-        found.append((question.replace(SEPARATOR, " "), good))
+    answers = answers if isinstance(answers, list) else [answers]
+    good = list(filter(None, map(_answer, answers)))
+    if good:
+      found.append((question.replace(SEPARATOR, " "), good))
   return found
+
+
+def _answer(given) -> str:
+  """An answer as text; "" where it is none."""
+  if isinstance(given, Mapping):
+    given = given.get("answer")
+  if isinstance(given, int | float) and not isinstance(given, bool):
+    return str(given)
+  return given if isinstance(given, str) and given.strip() else ""
 
 
 def _asked(record, task):

@@ -86,7 +86,8 @@ class Runner:
     task, source = found.task, found.source
     data = f"{identity.of_source(source)}, {self.reading}"
     evaluator = self.evaluator(found)
-    own = self._identity(found, f"{data}, {of_fields(source)}")
+    fields = of_fields(source)
+    own = self._identity(found, f"{data}, {fields}")
     self.agree("task", {task.name: own})  # Or some would skip it, others not.
     if before is not None and before["identity"] == own:
       self.progress(len(source))
@@ -121,6 +122,7 @@ class Runner:
       "seconds": spent + time.perf_counter() - began - waited,
       "metrics": metrics,
       "source": found.spec,
+      "data": of_data(found, fields),
       "notes": told,
       "outcomes": self._keep(task.name, outcome),
       "identity": own,
@@ -235,6 +237,18 @@ class Runner:
         np.savez_compressed(file, **outcome.arrays())
       part.replace(path)
     return f"{OUTCOMES}/{name}.npz"
+
+
+def of_data(found: Found, fields: str) -> str:
+  """Names what a score is of, whatever the model: two may be compared if equal.
+
+  Args:
+    found: the task and its data.
+    fields: of its records, from `of_fields`.
+  """
+  parts = repr(found.task), found.task.prompts, found.class_names
+  parts += found.label_names, identity.of_source(found.source), fields, SCORING
+  return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def of_fields(source: Any) -> str:

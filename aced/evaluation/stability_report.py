@@ -85,8 +85,9 @@ def check(groups: Sequence[Sequence[Run]]) -> None:
       for what, now, then in (
         ("metric", task["metric"], before["metric"]),
         ("number of records", _records(task), _records(before)),
+        ("set of pictures, classes or prompts", *map(_data, (task, before))),
       ):
-        if now != then:
+        if now != then and None not in (now, then):
           raise ResultsError(
             f"task {name} has another {what} in {run.path} ({now}) than in"
             f" {other.path} ({then}); evaluate both in the same way."
@@ -100,6 +101,11 @@ def _check_twice(what, runs, key):
         f"{first.path} and {second.path} are of the same {what}, and would show"
         " a spread of 0 that is none; give each seed once."
       )
+
+
+def _data(task):
+  """What a score is of; None of results from before it was written down."""
+  return task.get("data")
 
 
 def _records(task):
@@ -369,15 +375,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
   """Reads and analyses; returns plain values, as `render` takes them."""
-  if not options.max_sd > 0 or not 0.5 <= options.confidence < 1:
+  if not 0 < options.max_sd < math.inf or not 0.5 <= options.confidence < 1:
     raise ValueError(
-      f"--max_sd={options.max_sd} must be above 0, and"
+      f"--max_sd={options.max_sd} must be above 0 and finite, and"
       f" --confidence={options.confidence} from 0.5 to below 1."
     )
   if options.unpaired and not options.against:
     raise ValueError("--unpaired needs results to compare with: --against.")
   groups = [[read(x) for x in xs] for xs in (options.results, options.against)]
   check(groups)
+  if not any(one.tasks for group in groups for one in group):
+    raise ResultsError(
+      f"no task was run in {groups[0][0].path}, nor in the others: there is"
+      " nothing to tell apart."
+    )
   files = [pathlib.Path(one.path).resolve() for one in groups[0] + groups[1]]
   if options.output and pathlib.Path(options.output).resolve() in files:
     raise ValueError(f"--output={options.output} is one of the results.")

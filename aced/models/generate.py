@@ -113,21 +113,27 @@ def beam(
   ids, lengths = _checked(
     model, memory, prompts, lengths, (eos, pad), max_length
   )
-  if not 1 <= num_beams <= model.vocab_size:
+  check_search(model, num_beams, length_penalty)
+  alpha = float(length_penalty)
+  found = _beam(
+    model, mesh, num_beams, params, memory, ids, lengths, int(eos), alpha
+  )
+  return found.best_ids, found.best
+
+
+def check_search(model: Decoder, num_beams: int, length_penalty: float) -> None:
+  """Raises ValueError where beam search cannot be told so."""
+  whole = isinstance(num_beams, int)
+  if not whole or not 1 <= num_beams <= model.vocab_size:
     raise ValueError(
-      f"num_beams={num_beams} must be at least 1 and at most the decoder's"
-      f" vocab_size={model.vocab_size}."
+      f"num_beams={num_beams!r} must be at least 1 and at most the decoder's"
+      f" vocab_size={model.vocab_size}, a whole number."
     )
   if not 0 <= length_penalty < float("inf"):
     raise ValueError(
       f"length_penalty={length_penalty} must be finite and at least 0: it is an"
       " exponent of the length by which log-likelihoods are divided."
     )
-  alpha = float(length_penalty)
-  found = _beam(
-    model, mesh, num_beams, params, memory, ids, lengths, int(eos), alpha
-  )
-  return found.best_ids, found.best
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

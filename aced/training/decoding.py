@@ -261,7 +261,11 @@ class Writing:
     Args:
       num_beams: of beam search; 1 is greedy.
       length_penalty: of beam search, see `generate.beam`.
+
+    Raises:
+      ValueError: as `generate.beam`, also where one beam makes no use of it.
     """
+    generate.check_search(self.decoder, num_beams, length_penalty)
     options = {
       "eos": self.tokenizer.eos,
       "pad": self.tokenizer.pad,

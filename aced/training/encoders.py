@@ -57,6 +57,7 @@ def load_encoder(config: ConfigDict) -> tuple[ConfigDict, nn.Module, Any]:
   if along is not None:
     return _of_decoder_run(config, *along)
   weights = read(table.init)
+  _tell_of_resize(config, weights.resize)
   params = weights.params
   if size != weights.image_size:
     like = shapes(weights.config, size, weights.text_length)
@@ -73,6 +74,17 @@ def load_encoder(config: ConfigDict) -> tuple[ConfigDict, nn.Module, Any]:
   return config_lib.resolve(plain), encoder, _kept(params)
 
 
+def _tell_of_resize(config: ConfigDict, own: str) -> None:
+  """Warns where pictures come to the encoder otherwise than it is used to."""
+  if own not in ("", config.input.resize):
+    logging.warning(
+      "the encoder was trained on pictures resized by %s; here they are by %s,"
+      " as config.input.resize says.",
+      own,
+      config.input.resize,
+    )
+
+
 def _trained_along(where: str) -> tuple[ConfigDict, Any] | None:
   """The config of a decoder's run, and its parameters; None of other weights.
 
@@ -82,7 +94,7 @@ def _trained_along(where: str) -> tuple[ConfigDict, Any] | None:
   try:
     folder, _ = saved.find_checkpoint(where)
     told = workdir.config_of(folder.parent)
-  except (FileNotFoundError, ParamsError):
+  except (FileNotFoundError, ParamsError, workdir.WorkdirError):
     return None
   if not told.decoder.model:
     return None
@@ -102,6 +114,7 @@ def _of_decoder_run(config, told, params):
       f"config.input.image_size={config.input.image_size}, and"
       f" {config.student.init} was trained on {told.input.image_size}."
     )
+  _tell_of_resize(config, told.input.resize)
   plain, init = config_lib.to_plain(config), config.student.init
   plain["student"] = config_lib.to_plain(told.student) | {"init": init}
   config = config_lib.resolve(plain)

@@ -1,9 +1,10 @@
-"""Trains a sentencepiece model on the captions of a source.
+"""Trains a sentencepiece model on the texts of a source.
 
 python -m aced.data.tokenizers train SOURCE --output X.model --vocab_size N
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,20 @@ from aced.data.tokenizers.sentencepieces import train_sentencepiece
 
 
 def texts_of(spec: str) -> Iterable[str]:
-  """Yields every usable caption of a source, as `open_source` takes it."""
+  """Yields every usable caption of a source, and what is asked and answered.
+
+  Args:
+    spec: as `open_source` takes it.
+  """
   source = open_source(spec)
   for index in range(len(source)):
-    try:
-      yield from captions(source.fields(index))
-    except BadRecord:
-      # Without a caption there is nothing to learn words from.
-      continue
+    record = source.fields(index)
+    # Without a caption there may still be a question to learn words from.
+    with contextlib.suppress(BadRecord):
+      yield from captions(record)
+    for pair in record.get("questions") or ():
+      yield str(pair["question"])
+      yield from map(str, pair["answers"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

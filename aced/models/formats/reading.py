@@ -99,10 +99,11 @@ def of_run(where: str) -> Weights:
       f"{path} does not say of which model the checkpoints are: {error!r}"
     ) from error
   if any(name.startswith("decoder.model.") for name in config):
+    along = config.get("decoder.freeze") is False
+    encoder = "in it, trained along" if along else config.get("student.init")
     raise ParamsError(
       f"{where} is a text decoder's run: it has no text tower and embeds"
-      f" nothing; aced.load_captioner loads it, and its encoder is"
-      f" {config.get('student.init')}."
+      f" nothing; aced.load_captioner loads it, and its encoder is {encoder}."
     )
   fields = trees.unflatten(
     {

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from aced.data.tokenizers import load
-from aced.data.tokenizers.__main__ import main
+from aced.data.tokenizers.__main__ import main, texts_of
 
 
 def test_command(tmp_path):
@@ -19,6 +19,13 @@ def test_command(tmp_path):
   assert pieces <= 100
   told = f"^{pieces} pieces, which is all that these captions give$"
   assert re.search(told, done.stderr, re.MULTILINE)
+
+
+def test_questions_and_answers_are_texts_too():
+  plain = list(texts_of("synthetic:train?size=5"))
+  asked = list(texts_of("synthetic:train?size=5&asked=2"))
+  assert len(asked) == 5 + 5 * 2 * 2 and set(plain) < set(asked)
+  assert sum(text.endswith("?") for text in asked) == 10
 
 
 def test_overwrites_only_when_told(tmp_path, capsys):
