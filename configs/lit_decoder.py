@@ -11,19 +11,36 @@ by the prompt.
 
 On drawn scenes, with nothing to download (`smoke` shows that it runs):
 
+    python -m aced.data.tokenizers train "synthetic:train?size=2000&asked=5" \\
+        --output runs/words.model --vocab_size 300
     python -m aced.train --config configs/lit_decoder.py:objects,demo \\
         --workdir runs/objects
     python -m aced.train --config configs/lit_decoder.py:encoder,demo \\
         --workdir runs/encoder --config.student.init=runs/objects
     python -m aced.train --config configs/lit_decoder.py:demo \\
-        --workdir runs/decoder --config.student.init=runs/encoder
+        --workdir runs/decoder --config.student.init=runs/encoder \\
+        --config.input.tokenizer=sentencepiece:runs/words.model \\
+        --config.input.text_length=40
     python -m aced.train --config configs/lit_decoder.py:demo \\
-        --workdir runs/control
+        --workdir runs/control \\
+        --config.input.tokenizer=sentencepiece:runs/words.model \\
+        --config.input.text_length=40
 
-The first two train an encoder along with a decoder, which is then thrown away:
-on scenes of one kind of object, where shapes are learnt soonest, and then on
-all. The third trains another decoder on that encoder, frozen; the fourth is the
-control, a decoder on a frozen encoder of random weights. FIGURES
+`objects` and `encoder` train an encoder along with a decoder, which is then
+thrown away: 1,500 steps of 128 on scenes of one kind of object, where shapes
+are learnt soonest, and 3,000 on all. The next trains another decoder on that
+encoder, frozen, for 3,000 steps of 64; the last is the control, a decoder on a
+frozen encoder of random weights. One seed gave, on 867 questions about 200
+held-out scenes:
+
+    encoder            exact match   CIDEr-D (10 is the most)
+    trained, frozen    82.8%         4.55
+    random, frozen     69.3%         3.47
+
+and `encoder` itself 85.9%, with its own decoder. (There questions were cut at
+30 bytes, which this config no longer does.) On two CPU cores to themselves that
+is some 15 minutes for the encoder and 6 for a decoder. With bytes as tokens a
+decoder learns less in as long: 69.8% after 1,200 steps.
 
 Sizes: paper (the default), small, demo, smoke. Those of the decoders are ours:
 the papers' could not be read (unverified).
@@ -69,11 +86,11 @@ def get_config(arg=None):
 
 def scenes(config, variant, size):
   """Drawn scenes: minutes (demo) or one (smoke) on two CPU cores."""
-  config.total_steps = {"demo": 1200, "smoke": 250}[size]
+  config.total_steps = {"demo": 3000, "smoke": 250}[size]
   config.input.update(source=SCENES, text_length=96)
   config.optimizer.update(learning_rate=2e-3, warmup_steps=50)
   config.log.every_steps = 50
-  config.eval.every_steps = 300
+  config.eval.every_steps = 500
   held_out = {"source": "synthetic:test?size=200&asked=5", "batch_size": 250}
   config.evals.vqa = {"type": "vqa", **held_out}
   if not variant:
@@ -82,8 +99,7 @@ def scenes(config, variant, size):
   config.decoder.tasks = ("vqa",)
   config.input.text_length = 72  # Questions are shorter than captions.
   if size == "demo":
-    config.update(batch_size=128, total_steps=3000)
-    config.eval.every_steps = 500
+    config.batch_size = 128
   if variant == "objects":
     config.input.source = SINGLE
     config.total_steps //= 2

@@ -17,7 +17,13 @@ SCENES = Study(
   about="drawn scenes with captions, of which a share has faults of the web",
   pool="synthetic:train?size=20000&seed=0&noise={noise}",
   clean="synthetic:train?size=20000&seed=1&noise=0",
-  base={**BASE, "input.text_length": 16, "optimizer.learning_rate": 1e-3},
+  base={
+    **BASE,
+    "total_steps": 600,
+    "eval.every_steps": 30,
+    "input.text_length": 16,
+    "optimizer.learning_rate": 1e-3,
+  },
   reference_base={"total_steps": 1000, "eval.every_steps": 500},
   evals={
     "retrieval": {
