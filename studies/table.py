@@ -23,6 +23,8 @@ TOLD = {
   "effective_sample_size": "curation/effective_sample_size",
   "waiting": "time/waiting",
 }
+# A hash may look like a number: 12e456789012.
+TEXTS = ("config", "run", "study", "method", "variant", "reference")
 # What curves hold beside evaluations.
 DRAWN = ("loss/contrastive", "data/clean_kept", "data/clean_pool")
 
@@ -113,7 +115,9 @@ def write(workdir: pathlib.Path) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads a table; what looks like a number is one, what is empty is left out.
+  """Reads a table; what is empty is left out.
+
+  But for `TEXTS`, what looks like a number is one.
 
   Raises:
     FileNotFoundError: no such table; says what makes it.
@@ -124,7 +128,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     )
   with path.open(newline="", encoding="utf-8") as file:
     return [
-      {k: _value(v) for k, v in row.items() if v != ""}
+      {k: v if k in TEXTS else _value(v) for k, v in row.items() if v != ""}
       for row in csv.DictReader(file)
     ]
 

@@ -259,3 +259,23 @@ def test_command_as_a_program(tmp_path, repository):
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("Suite stableeval, 4 seeds")
   assert not done.stderr
+
+
+def test_scores_of_other_data_are_refused(tmp_path, capsys):
+  one = write(tmp_path / "a0", {"x": task(0.5) | {"data": "cafe"}})
+  other = write(tmp_path / "a1", {"x": task(0.5) | {"data": "beef"}}, 1)
+  assert main([one, other]) == 2
+  assert (
+    "another set of pictures, classes or prompts" in capsys.readouterr().err
+  )
+  # Results from before it was written down are taken as they are.
+  older = write(tmp_path / "a2", {"x": task(0.6)}, 2)
+  assert main([one, older]) == 0
+
+
+def test_nothing_to_tell_is_no_success(tmp_path, capsys):
+  folders = [write(tmp_path / f"a{k}", {}, k) for k in range(2)]
+  assert main(folders) == 2
+  assert "no task was run" in capsys.readouterr().err
+  scored = [write(tmp_path / f"b{k}", {"x": 0.5}, k) for k in range(2)]
+  assert main([*scored, "--max_sd", "inf"]) == 2

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from studies import answers, questions
+from studies import answers, questions, table
 from studies.sets import STUDIES
 from studies.study import Cell
 
@@ -125,6 +125,15 @@ def test_above_is_by_more_than_the_spread():
     "I-ACID": False,
     "H-ACID": None,
   }
+
+
+def test_a_hash_that_looks_like_a_number_is_none(tmp_path):
+  path = tmp_path / "table.csv"
+  path.write_text("run,config,seed,score\na,12e456789012,0,0.5\nb,123,1,\n")
+  assert table.read(path) == [
+    {"run": "a", "config": "12e456789012", "seed": 0, "score": 0.5},
+    {"run": "b", "config": "123", "seed": 1},
+  ]
 
 
 def test_the_larger_reference_is_compared_with_the_equal_one():
