@@ -4,11 +4,13 @@ A sealed folder holds `manifest.json`: the size and the SHA-256 of every other
 file in it. A folder whose manifest is missing was not finished.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -20,14 +22,24 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
   Raises:
     OSError: it cannot be written; what was there before is left as it was.
   """
+  with whole(path) as part, part.open("w", encoding="utf-8") as file:
+    file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A place to write a file to, which becomes that file once it is all there.
+
+  Its folder is made where it is missing; what was there before stays if
+  anything is raised.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f"{path.name}.part-{os.getpid()}")
   try:
-    with part.open("w", encoding="utf-8") as file:
-      file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-      file.flush()
-      os.fsync(file.fileno())
+    yield part
     os.replace(part, path)
   finally:
     part.unlink(missing_ok=True)

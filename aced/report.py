@@ -17,6 +17,7 @@ import sys
 import jax
 from absl import logging
 
+from aced import files
 from aced.reporting.run import run_page
 
 PAGE = "report.html"
@@ -42,13 +43,8 @@ def write(
   where = pathlib.Path(where).expanduser()
   path = pathlib.Path(output).expanduser() if output else where / PAGE
   text = run_page(where)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f"{path.name}.part-{os.getpid()}")
-  try:
+  with files.whole(path) as part:
     part.write_text(text, "utf-8")
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
   return path
 
 

@@ -30,7 +30,7 @@ COMPARED = (
 RATIOS = (0.5, 0.8, 0.9)
 CHUNKS = (1, 2, 8, 16)
 GAINS = (0.25, 1.0, 4.0, 16.0)
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 WEIGHTS = (1.0, 4.0)
 # Of a device that stands for many: each draws its quota from its own shard.
 DEVICES = 4

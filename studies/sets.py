@@ -22,9 +22,13 @@ SCENES = Study(
     "total_steps": 600,
     "eval.every_steps": 30,
     "input.text_length": 16,
+    "optimizer.learning_rate": 3e-4,
+  },
+  reference_base={
+    "total_steps": 1000,
+    "eval.every_steps": 500,
     "optimizer.learning_rate": 1e-3,
   },
-  reference_base={"total_steps": 1000, "eval.every_steps": 500},
   evals={
     "retrieval": {
       "type": "retrieval",

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced.data import faults
+from aced.files import whole
 from aced.training import picks
 from aced.training.blueprint import step_costs
 from aced.training.recipe import Recipe
@@ -166,12 +167,13 @@ def _curve(row, lines) -> Iterable[dict[str, Any]]:
 
 def _write_csv(path, rows):
   names = list(dict.fromkeys(name for row in rows for name in row))
-  part = path.with_name(f"{path.name}.part")
-  with part.open("w", newline="", encoding="utf-8") as file:
+  with (
+    whole(path) as part,
+    part.open("w", newline="", encoding="utf-8") as file,
+  ):
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: _text(v) for k, v in row.items()} for row in rows)
-  part.replace(path)
 
 
 def _text(value):

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from aced import curation
+from aced import curation, files
 from aced.embeddings import Embeddings
 from aced.training.embedding import Batch
 from aced.training.recipe import Recipe
@@ -152,13 +152,7 @@ def read(workdir: str | os.PathLike) -> list[Picks]:
 
 
 def _write(path, found):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f"{path.name}.part-{os.getpid()}")
   arrays = {k: np.asarray(v) for k, v in found.items()}
   arrays["index"] = arrays["index"].astype(np.int64)
-  try:
-    with part.open("wb") as file:
-      np.savez_compressed(file, **arrays)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  with files.whole(path) as part, part.open("wb") as file:
+    np.savez_compressed(file, **arrays)
