@@ -91,6 +91,8 @@ def label(cell: Cell, question: str = "") -> str:
     "f": "gain 1",
     "h": "scored from a cache",
   }
+  if not variant and question == "lr":
+    variant = "learning rate of the study"
   if not variant and question == "lambda":
     variant = "lambda 4.0"
   if not variant and cell.method == "h_acid":
@@ -188,8 +190,8 @@ def _sooner(study, rows, curves):
   text = "H-ACID reaches IID's final score in at most half of its examples"
   found = shares_of_iid(study, rows, curves, "trained_examples")
   shares = found.get(METHODS["h_acid"].label, [])
-  if not shares:
-    return Claim(text, None, "not run")
+  if len(shares) < 2:
+    return Claim(text, None, "not run with several seeds")
   if None in shares:
     return Claim(text, False, "not every seed reached it")
   told = ", ".join(f"{share:.0%}" for share in shares)
@@ -199,7 +201,7 @@ def _sooner(study, rows, curves):
 def _above(study, text, ours, theirs):
   """By more than the spread: the larger standard deviation of the two."""
   text = f"{text}, by more than the spread"
-  if ours is None or theirs is None or len(ours.rows) < 2:
+  if ours is None or theirs is None or min(map(len, (ours[2], theirs[2]))) < 2:
     return Claim(text, None, "not run with several seeds")
   difference = ours.mean(study.metric) - theirs.mean(study.metric)
   spread = max(ours.spread(study.metric), theirs.spread(study.metric))

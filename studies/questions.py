@@ -40,7 +40,8 @@ def rates(study, seed):
   """The learning rate is tuned for the baseline alone."""
   for rate in RATES:
     change = ("optimizer.learning_rate", rate)
-    yield Cell("iid", study.noise, seed, changes=(change,))
+    changes = (change,) if rate != study.base[change[0]] else ()
+    yield Cell("iid", study.noise, seed, changes=changes)
 
 
 def weights(study, seed):

@@ -47,7 +47,7 @@ from studies.study import (
   set_keys,
 )
 
-ROW = "row.json"
+ROW, STUDY = "row.json", "study.json"
 
 
 class Runner:
@@ -68,7 +68,8 @@ class Runner:
     changes: dict | None = None,
   ):
     self.study, self.workdir = study, workdir.expanduser().resolve()
-    self.changes = changes or {}
+    self.changes, self._cached = changes or {}, set()
+    self._claim()
     if study.files:
       if real is None:
         raise config_lib.ConfigError(
@@ -79,8 +80,15 @@ class Runner:
     self._tokenizer()
 
   def run(self, cells: Sequence[Cell]) -> list[Cell]:
-    """Runs cells in turn; returns those that ask for more devices."""
-    left = [cell for cell in cells if cell.devices > jax.device_count()]
+    """Runs cells in turn; returns those that ask for other devices."""
+    # Devices that are virtual share one processor: none but those that need
+    # them are to be timed so.
+    virtual = jax.default_backend() == "cpu" and jax.device_count() > 1
+    left = [
+      cell
+      for cell in cells
+      if cell.devices > jax.device_count() or (virtual and cell.devices == 1)
+    ]
     ready = [cell for cell in cells if cell not in left]
     for size in REFERENCES:
       if any(c.reference == size and c.method != "iid" for c in ready):
@@ -119,10 +127,33 @@ class Runner:
     return config
 
   def _cache(self, cell):
+    """Embeds what is missing; of a cache that is whole, nothing is."""
     folder = cache_folder(self.workdir, cell)
-    if not folder.exists():
+    if folder not in self._cached:
       config = configure(self.study, cell, self.workdir, cached=False)
       write_cache(config, "reference", folder)
+      self._cached.add(folder)
+
+  def _taught_by(self, config) -> str:
+    """The hash of the config of the reference of a run; "" without any."""
+    if "reference" not in config.frozen:
+      return ""
+    row = pathlib.Path(config.frozen.reference.init) / ROW
+    return json.loads(row.read_text("utf-8"))["config"] if row.exists() else ""
+
+  def _claim(self):
+    """Makes the folder this study's, or checks that it already is."""
+    told = {"study": self.study.name, "files": self.study.files}
+    told |= {"crops": self.study.crops, "changes": self.changes}
+    path = self.workdir / STUDY
+    if not path.exists():
+      write_json(path, told)
+    before = json.loads(path.read_text("utf-8"))
+    if before != told:
+      raise config_lib.ConfigError(
+        f"{self.workdir} is of another study ({before}, and this is {told});"
+        " choose another --workdir."
+      )
 
   def _tokenizer(self):
     """Pieces of the captions of the pool: words in the place of bytes."""
@@ -136,14 +167,15 @@ class Runner:
 
   def _train(self, config, where, about):
     found = config_hash(config, self.workdir)
+    taught = self._taught_by(config)
     done = where / ROW
     if done.exists():
       row = json.loads(done.read_text("utf-8"))
-      if row["config"] == found:
+      if row["config"] == found and row.get("taught_by", taught) == taught:
         return row
       raise config_lib.ConfigError(
-        f"{where} was run with another config ({row['config']}, not {found});"
-        " move it away, or give another --workdir."
+        f"{where} was run with another config ({row['config']}, not {found}) or"
+        " with another reference; move it away, or give another --workdir."
       )
     start = time.perf_counter()
     train(config, where)
@@ -152,6 +184,7 @@ class Runner:
       **about,
       "seed": config.seed,
       "config": found,
+      "taught_by": taught,
       **table.costs(config),
       **table.outcome(read_jsonl(where / METRICS_FILE)),
       "seconds": round(time.perf_counter() - start, 1),
@@ -195,6 +228,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
       parser.error(
         f"--questions names {name!r}; it is one of {', '.join(questions.ALL)}."
       )
+  if args.total_steps is not None and args.total_steps < 1:
+    parser.error(f"--total_steps={args.total_steps} must be 1 or more.")
   if args.seeds < 1:
     parser.error(f"--seeds={args.seeds} must be 1 or more.")
   return args
@@ -214,18 +249,21 @@ def main() -> None:
   # Cells differ in little: what one has compiled, others need not.
   cache = args.workdir.expanduser().resolve() / "compiled"
   jax.config.update("jax_compilation_cache_dir", str(cache))
-  changes = {"total_steps": args.total_steps} if args.total_steps else {}
+  changes = {}
+  if args.total_steps is not None:
+    changes = {"total_steps": args.total_steps, "optimizer.warmup_steps": 0}
   try:
     left = Runner(study, args.workdir, args.data, changes).run(cells)
   except Preempted as stop:
-    sys.exit(str(stop))
+    say(str(stop))
+    sys.exit(stop.code)
   except (ValueError, FileNotFoundError, Diverged) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   if left:
-    most = max(cell.devices for cell in left)
+    devices = ", ".join(str(n) for n in sorted({c.devices for c in left}))
     say(
-      f"{len(left)} cells need {most} devices and were not run; on a CPU, give"
-      f" --cpu_devices {most}"
+      f"{len(left)} cells are for {devices} devices and were not run; on a CPU,"
+      " --cpu_devices gives as many"
     )
   say(f"python -m studies.plot --workdir {args.workdir} draws {table.TABLE}")
 

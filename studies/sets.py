@@ -7,7 +7,7 @@ BASE = {
   "total_steps": 300,
   "eval.every_steps": 15,
   "log.every_steps": 10,
-  "checkpoint.every_steps": 1000,
+  "checkpoint.every_steps": 100,
   "optimizer.warmup_steps": 30,
   "curation.num_chunks": 8,
 }

@@ -23,6 +23,7 @@ TOLD = {
   "clean_kept": "data/clean_kept",
   "effective_sample_size": "curation/effective_sample_size",
   "waiting": "time/waiting",
+  "examples_per_second": "time/examples_per_second",
 }
 # A hash may look like a number: 12e456789012.
 TEXTS = ("config", "run", "study", "method", "variant", "reference")
@@ -66,6 +67,12 @@ def outcome(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
   found = {
     key: value for key, value in scores[-1].items() if key.startswith("eval/")
   }
+  failed = [key for key in found if key.endswith("/failed")]
+  if failed:
+    raise ValueError(
+      f"the last evaluation failed ({', '.join(failed)}), and its log says why;"
+      " mend that, remove the cell's folder, and run the same command again."
+    )
   for name, key in TOLD.items():
     values = [line[key] for line in lines if key in line]
     if values:
@@ -137,9 +144,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 def _curve(row, lines) -> Iterable[dict[str, Any]]:
   """The evaluations of a run, with what its steps told since the last one."""
   steps = max(line["step"] for line in lines)
-  since, seconds, before = [], 0.0, 0
+  since, seconds, before, speed = [], 0.0, 0, 0.0
   for line in lines:
-    if speed := line.get("time/examples_per_second"):
+    # Up to an evaluation that is logged before the next speed, at the last.
+    speed = line.get("time/examples_per_second", speed)
+    if speed:
       done = (line["step"] - before) / steps * row["trained_examples"]
       seconds, before = seconds + done / speed, line["step"]
     scores = {k: v for k, v in line.items() if k.startswith("eval/")}

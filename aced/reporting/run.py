@@ -36,20 +36,38 @@ def run_page(where: pathlib.Path) -> str:
   metrics = read_jsonl(metrics_file) if metrics_file.exists() else []
   student = not config.decoder.model
   costs = cost_ledger(config) if student else None
+  total = total_steps(config)
   parts = [
-    _head(config, where, metrics),
+    _head(config, where, metrics, total),
     frame.section("Figures", frame.figures(_figures(config, metrics, costs))),
     _section_of_curves(config, metrics, student),
     frame.section("Last evaluation", _scores(metrics)),
   ]
   if costs is not None:
-    parts.append(frame.section("Cost", *_costs(config, costs)))
+    parts.append(frame.section("Cost", *_costs(costs, total)))
   parts += [
     frame.section("Kept and dropped", *_picked(config, where)),
     frame.section("Config", *_config(config)),
   ]
   title = f"{config.name} · {where.name}"
   return frame.page(title, "\n".join(filter(None, parts)))
+
+
+def total_steps(config: ConfigDict) -> int | None:
+  """The steps of a resolved config; None where its data would have to say.
+
+  Args:
+    config: of the run.
+  """
+  size = 1
+  if config.total_epochs is not None:
+    try:
+      size = len(open_source(config.input.source))
+    except ValueError:  # It has moved.
+      return None
+  return config_lib.steps(
+    "total", config, batch_size=config.batch_size, data_size=size
+  )
 
 
 def cost_ledger(config: ConfigDict) -> Ledger:
@@ -73,9 +91,8 @@ def _section_of_curves(config, metrics, student):
   )
 
 
-def _head(config, where, metrics):
+def _head(config, where, metrics, total):
   done = max((line["step"] for line in metrics), default=0)
-  total = config.total_steps
   over = total is not None and done >= total
   words = f"{done:,} steps" + (f" of {total:,}" if total else "")
   notes = [html.escape(line) for line in _warnings(metrics)]
@@ -152,14 +169,14 @@ def _scores(metrics):
   return frame.table((f"step {last[-1]['step']:,}", "score"), rows)
 
 
-def _costs(config, costs):
+def _costs(costs, steps):
   """The ledger, of a step and of the run."""
-  steps, shares = config.total_steps, costs.shares()
+  shares = costs.shares()
   head = ["part", "a step", "share"] + ["the run"] * bool(steps)
 
   def row(name, flops, share):
     cells = [name, _flops(flops), share]
-    return cells + [_flops(flops * steps)] * bool(steps)
+    return cells + ([_flops(flops * steps)] if steps else [])
 
   rows = [
     row(name, flops, f"{shares[name]:.1%}")

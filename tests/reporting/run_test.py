@@ -1,5 +1,6 @@
 """The page of a run, from what its workdir holds."""
 
+import json
 import re
 import subprocess
 import sys
@@ -43,6 +44,19 @@ def test_the_contact_sheet_shows_pairs_with_scores_and_faults(make_run):
   assert text.count("data:image/jpeg") == 2 * 2 * 9
   assert re.search(r"[+-]\d\.\d\d = \d\.\d\d - \d\.\d\d", text)
   assert "swapped" in text
+
+
+@pytest.mark.parametrize(
+  ("unit", "value"), [("examples", 192), ("epochs", 0.48)]
+)
+def test_a_length_in_other_units_is_told_in_steps(make_run, unit, value):
+  where = make_run()
+  path = where / "config.json"
+  flat = json.loads(path.read_text())
+  flat |= {"total_steps": None, f"total_{unit}": value}
+  path.write_text(json.dumps(flat))
+  text = run_page(where)
+  assert "Finished: 12 steps of 12" in text and "the run" in text
 
 
 def test_a_run_without_curation_has_no_contact_sheet(make_run):

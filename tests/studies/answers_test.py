@@ -83,8 +83,16 @@ def test_how_soon_iid_is_reached(scores, share):
   assert found["H-ACID"] == [share]
   # IID itself was as good before its end, and fell again.
   assert found["IID"] == [0.75]
-  claim = answers.claims(STUDY, rows, curves)[0]
-  assert claim.met is (share is not None)
+  # One seed decides nothing.
+  assert answers.claims(STUDY, rows, curves)[0].met is None
+
+
+def test_a_seed_that_never_gets_there_fails_the_claim():
+  cells = [Cell(m, STUDY.noise, s) for m in ("iid", "h_acid") for s in (0, 1)]
+  rows = [row(cell, 0.2) for cell in cells]
+  curves = [p for c in cells[:3] for p in curve(c, [0.2])]
+  claim = answers.claims(STUDY, rows, curves + curve(cells[3], [0.1]))[0]
+  assert claim.met is False and "not every seed" in claim.why
 
 
 def test_half_is_asked_of_every_seed():
@@ -106,6 +114,7 @@ def test_above_is_by_more_than_the_spread():
     "iid": [0.10, 0.11],
     "softmax_kd": [0.20, 0.40],
     "i_acid": [0.305, 0.31],
+    "h_acid": [0.1],
   }
   rows = rows_of(scores)
   claims = answers.claims(

@@ -16,6 +16,8 @@ CHANGES = {
   "total_steps": 2,
   "eval.every_steps": 1,
   "log.every_steps": 1,
+  "batch_size": 16,
+  "curation.num_chunks": 4,
   "optimizer.warmup_steps": 0,
   "log.progress": False,
 }
@@ -42,8 +44,8 @@ def test_the_table_has_a_row_for_every_run(workdir):
   rows = {row["run"]: row for row in table.read(workdir / table.TABLE)}
   assert set(rows) == {"equal", *(cell.name for cell in CELLS)}
   iid, acid = (rows[cell.name] for cell in CELLS)
-  assert iid["trained_examples"] == acid["trained_examples"] == 2 * 64
-  assert iid["scored_examples"] == 0 and acid["scored_examples"] == 2 * 320
+  assert iid["trained_examples"] == acid["trained_examples"] == 2 * 16
+  assert iid["scored_examples"] == 0 and acid["scored_examples"] == 2 * 80
   assert iid["relative_cost"] == 1.0
   # Read from a cache, the reference costs nothing; without, it does.
   assert acid["flops"] < acid["flops_without_cache"]
@@ -63,9 +65,45 @@ def test_what_is_done_is_not_done_again(workdir):
   runner.run(CELLS)
   after = (workdir / "cells" / CELLS[1].name / "row.json").stat().st_mtime_ns
   assert before == after
-  other = Runner(STUDY, workdir, changes=CHANGES | {"total_steps": 3})
+  with pytest.raises(config_lib.ConfigError, match="is of another study"):
+    Runner(STUDY, workdir, changes=CHANGES | {"total_steps": 3})
+  other = dataclasses.replace(STUDY, reference_base={"seed": 7})
   with pytest.raises(config_lib.ConfigError, match="with another config"):
-    other.run(CELLS)
+    Runner(other, workdir, changes=CHANGES).run(CELLS)
+
+
+def test_a_cell_of_another_reference_is_not_taken_for_done(workdir):
+  runner = Runner(STUDY, workdir, changes=CHANGES)
+  path = workdir / "references" / "equal" / "row.json"
+  before = path.read_text()
+  row = json.loads(before)
+  try:
+    path.write_text(json.dumps(row | {"config": "0" * 12}))
+    with pytest.raises(config_lib.ConfigError, match="another reference"):
+      runner.cell(CELLS[1])
+  finally:
+    path.write_text(before)
+
+
+def test_a_failed_evaluation_is_no_result():
+  with pytest.raises(ValueError, match="eval/x/failed"):
+    table.outcome([{"step": 1, "eval/x/failed": 1.0}])
+
+
+def test_time_goes_on_between_lines_that_tell_the_speed():
+  lines = [
+    {"step": 10, "time/examples_per_second": 64.0},
+    {"step": 15, "eval/x": 0.1},
+    {"step": 20, "time/examples_per_second": 32.0},
+    {"step": 30, "time/examples_per_second": 32.0},
+    {"step": 30, "eval/x": 0.2},
+  ]
+  row = {"run": "a", "config": "b", "trained_examples": 30 * 64}
+  row["flops_without_cache"] = 30.0
+  first, second = table._curve(row, lines)
+  # One step a second, and from the fifteenth on one in two seconds.
+  assert first["seconds"] == 15.0 and second["seconds"] == 15.0 + 2 * 15.0
+  assert first["flops"] == 15.0 and second["trained_examples"] == 30 * 64
 
 
 def test_plots_tables_and_the_page(workdir, tmp_path):
@@ -98,6 +136,7 @@ def test_tables_of_no_study_are_refused(tmp_path):
   [
     (["--questions", "z"], "it is one of"),
     (["--seeds", "0"], "must be 1 or more"),
+    (["--total_steps", "0"], "must be 1 or more"),
   ],
 )
 def test_a_wrong_command_is_told_of(arguments, message, capsys):
