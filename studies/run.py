@@ -80,15 +80,8 @@ class Runner:
     self._tokenizer()
 
   def run(self, cells: Sequence[Cell]) -> list[Cell]:
-    """Runs cells in turn; returns those that ask for other devices."""
-    # Devices that are virtual share one processor: none but those that need
-    # them are to be timed so.
-    virtual = jax.default_backend() == "cpu" and jax.device_count() > 1
-    left = [
-      cell
-      for cell in cells
-      if cell.devices > jax.device_count() or (virtual and cell.devices == 1)
-    ]
+    """Runs cells in turn; returns those that ask for more devices."""
+    left = [cell for cell in cells if cell.devices > jax.device_count()]
     ready = [cell for cell in cells if cell not in left]
     for size in REFERENCES:
       if any(c.reference == size and c.method != "iid" for c in ready):
@@ -253,7 +246,11 @@ def main() -> None:
   if args.total_steps is not None:
     changes = {"total_steps": args.total_steps, "optimizer.warmup_steps": 0}
   try:
-    left = Runner(study, args.workdir, args.data, changes).run(cells)
+    # Virtual devices share a processor: none but cells that need them are to
+    # be timed so.
+    own = [c for c in cells if args.cpu_devices == 1 or c.devices > 1]
+    left = Runner(study, args.workdir, args.data, changes).run(own)
+    left += [cell for cell in cells if cell not in own]
   except Preempted as stop:
     say(str(stop))
     sys.exit(stop.code)
