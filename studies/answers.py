@@ -182,7 +182,7 @@ def claims(
       f"{METHODS[method].label}: the larger reference is ahead of the equal"
     )
     larger, equal = (sizes.get((method, s)) for s in ("larger", "equal"))
-    found.append(_above(study, text, larger, equal))
+    found.append(_above(study, text, larger, equal, by_spread=False))
   return found
 
 
@@ -198,9 +198,12 @@ def _sooner(study, rows, curves):
   return Claim(text, max(shares) <= HALF, f"{told} of them, seed by seed")
 
 
-def _above(study, text, ours, theirs):
-  """By more than the spread: the larger standard deviation of the two."""
-  text = f"{text}, by more than the spread"
+def _above(study, text, ours, theirs, by_spread=True):
+  """Whether one mean is above another, or by more than the spread.
+
+  The spread is the larger standard deviation of the two.
+  """
+  text += ", by more than the spread" * by_spread
   if ours is None or theirs is None or min(map(len, (ours[2], theirs[2]))) < 2:
     return Claim(text, None, "not run with several seeds")
   difference = ours.mean(study.metric) - theirs.mean(study.metric)
@@ -209,4 +212,4 @@ def _above(study, text, ours, theirs):
     f"{100 * ours.mean(study.metric):.1f}% against"
     f" {100 * theirs.mean(study.metric):.1f}%, spread {100 * spread:.1f}"
   )
-  return Claim(text, difference > spread, why)
+  return Claim(text, difference > (spread if by_spread else 0.0), why)
