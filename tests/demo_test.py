@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from aced import demo
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
   rows = demo.run(tmp_path, size="smoke", seeds=1)
   labels = ["reference"] + [m.label for m in demo.METHODS.values()]

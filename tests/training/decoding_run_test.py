@@ -77,6 +77,7 @@ def test_the_encoder_stays_as_it_was(whole, encoder):
   assert not {k for k in saved if k.startswith(("img", "encoder/"))}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_comes_to_the_same_end(whole, tmp_path, monkeypatch):
   config, workdir, scores = whole
   took = Session.took

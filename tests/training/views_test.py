@@ -1,5 +1,7 @@
 """Models that see other pictures and tokens than the student."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -100,8 +102,11 @@ def test_a_step_is_that_of_the_embeddings(repository, pieces, name, variant):
   _, got = step(jax.tree.map(lambda x: x.copy(), state), run.frozen, batch)
   _, want = step(state, run.frozen, handed)
   # Compiled apart: sums of float32 in another order.
-  for key in want:
-    np.testing.assert_allclose(got[key], want[key], rtol=2e-4, atol=1e-5)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5),
+    got,
+    want,
+  )
 
 
 def test_costs_are_those_of_what_it_sees(repository, pieces):
