@@ -86,7 +86,7 @@ def get_config(arg=None):
 
 def scenes(config, variant, size):
   """Drawn scenes: minutes (demo) or one (smoke) on two CPU cores."""
-  config.total_steps = {"demo": 3000, "smoke": 250}[size]
+  config.total_steps = {"demo": 3000, "smoke": 120}[size]
   config.input.update(source=SCENES, text_length=96)
   config.optimizer.update(learning_rate=2e-3, warmup_steps=50)
   config.log.every_steps = 50
