@@ -21,6 +21,7 @@ from aced.train import train
 from aced.training import blueprint, program, views
 from aced.training.build import build, load_weights
 from aced.training.tracker import METRICS_FILE, read_jsonl
+from tests import xla
 from tests.train_test import command, smoke, write_pairs
 
 
@@ -236,7 +237,7 @@ def test_killed_it_goes_on_to_the_same_files(repository, folder, tmp_path):
     *("--batch_size", "20"),
   ]
   # One device, so that a shard takes a while and another is not there yet.
-  environment = os.environ | {"XLA_FLAGS": ""}
+  environment = os.environ | {"XLA_FLAGS": xla.QUICK}
   process = subprocess.Popen(line, cwd=repository, env=environment)
   while not list(path.glob("*-00001-of-*")) and process.poll() is None:
     time.sleep(0.02)
@@ -278,7 +279,7 @@ def test_two_processes_write_what_one_does(repository, folder, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  environment = os.environ | {"XLA_FLAGS": ""}
+  environment = os.environ | {"XLA_FLAGS": xla.QUICK}
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", PROCESS, str(k), str(port), str(tmp_path), "150"],

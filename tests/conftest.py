@@ -6,15 +6,10 @@ import pathlib
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
+from tests import xla
+
 # Set before jax is imported, and handed to the programs that tests start.
-# Most of the time of a test is XLA's, so it optimises little.
-os.environ |= {
-  "JAX_PLATFORMS": "cpu",
-  "XLA_FLAGS": (
-    "--xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0"
-  ),
-}
+os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla.EIGHT_DEVICES}
 
 import jax
 import numpy as np

@@ -23,6 +23,7 @@ from aced.training.step import TrainStep
 from aced.training.tracker import METRICS_FILE, read_jsonl
 from aced.training.watch import Diverged
 from aced.training.workdir import WorkdirError
+from tests import xla
 from tests.config_test import load
 
 
@@ -237,7 +238,7 @@ def command(repository, *args, module="aced.train"):
     capture_output=True,
     text=True,
     cwd=repository,
-    env=os.environ | {"XLA_FLAGS": ""},
+    env=os.environ | {"XLA_FLAGS": xla.QUICK},
   )
   return done.returncode, done.stderr
 

@@ -15,6 +15,7 @@ import numpy as np
 from aced.models import params as params_lib
 from aced.models import saved as saved_lib
 from aced.training.tracker import METRICS_FILE, read_jsonl
+from tests import xla
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = "tests/faults/tiny.py"
@@ -70,10 +71,10 @@ class Trainer:
       f"--num_processes={processes}",
       f"--process_id={k}",
     )
-    # Compiled programs are kept for the next start of the same run.
-    cache = self.workdir.parent / "compiled"
+    # Compiled programs are kept for the next start, of this run or another.
+    cache = self.workdir.parent.parent / "compiled"
     variables = {
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      "XLA_FLAGS": xla.QUICK,
       "JAX_NUM_CPU_DEVICES": str(devices),
       "PYTHONPATH": str(REPOSITORY),
       "JAX_COMPILATION_CACHE_DIR": str(cache),
