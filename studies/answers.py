@@ -182,8 +182,21 @@ def claims(
       f"{METHODS[method].label}: the larger reference is ahead of the equal"
     )
     larger, equal = (sizes.get((method, s)) for s in ("larger", "equal"))
-    found.append(_above(study, text, larger, equal, by_spread=False))
+    claim = _above(study, text, larger, equal, by_spread=False)
+    found.append(claim._replace(why=claim.why + _of_references(study, rows)))
   return found
+
+
+def _of_references(study, rows):
+  """How good the two are themselves: a larger one need not be a better one."""
+  own = {
+    row["reference"]: f"{100 * row[study.metric]:.1f}%"
+    for row in rows
+    if row["method"] == "reference"
+  }
+  if not {"larger", "equal"} <= own.keys():
+    return ""
+  return f"; by themselves they score {own['larger']} and {own['equal']}"
 
 
 def _sooner(study, rows, curves):

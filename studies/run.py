@@ -16,7 +16,6 @@ import datetime
 import json
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 
 import jax
@@ -71,12 +70,7 @@ class Runner:
     self.changes, self._cached = changes or {}, set()
     self._claim()
     if study.files:
-      if real is None:
-        raise config_lib.ConfigError(
-          f"the study {study.name!r} reads pictures from files; give the folder"
-          " of the real sets by --data."
-        )
-      data.split(real / study.files, self.workdir / DATA, study.crops)
+      self._split(real)
     self._tokenizer()
 
   def run(self, cells: Sequence[Cell]) -> list[Cell]:
@@ -148,6 +142,17 @@ class Runner:
         " choose another --workdir."
       )
 
+  def _split(self, real):
+    """Copies and splits the set, unless that was done before."""
+    target = self.workdir / DATA
+    if real is None and not (target / data.DONE).exists():
+      raise config_lib.ConfigError(
+        f"the study {self.study.name!r} reads pictures from files; give the"
+        " folder of the real sets by --data."
+      )
+    if real is not None:
+      data.split(real / self.study.files, target, self.study.crops)
+
   def _tokenizer(self):
     """Pieces of the captions of the pool: words in the place of bytes."""
     path = self.workdir / TOKENIZER
@@ -170,7 +175,6 @@ class Runner:
         f"{where} was run with another config ({row['config']}, not {found}) or"
         " with another reference; move it away, or give another --workdir."
       )
-    start = time.perf_counter()
     train(config, where)
     row = {
       "study": self.study.name,
@@ -180,7 +184,6 @@ class Runner:
       "taught_by": taught,
       **table.costs(config),
       **table.outcome(read_jsonl(where / METRICS_FILE)),
-      "seconds": round(time.perf_counter() - start, 1),
       "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
       "date": datetime.date.today().isoformat(),
     }

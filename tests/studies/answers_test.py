@@ -154,3 +154,12 @@ def test_the_larger_reference_is_compared_with_the_equal_one():
   }
   claims = answers.claims(STUDY, rows_of(scores, "b"), [])
   assert [c.met for c in claims[-2:]] == [True, None]
+
+
+def test_how_good_the_references_are_is_told_beside_that():
+  rows = rows_of({("h_acid", "larger"): [0.3, 0.3]}, "b")
+  for size, score in (("larger", 0.518), ("equal", 0.571)):
+    rows.append({"run": size, "method": "reference", "reference": size})
+    rows[-1] |= {"seed": 1000, METRIC: score}
+  claims = answers.claims(STUDY, rows, [])
+  assert claims[-2].why.endswith("by themselves they score 51.8% and 57.1%")

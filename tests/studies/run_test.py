@@ -157,6 +157,7 @@ def test_a_study_of_files_asks_for_their_folder(tmp_path):
 def test_the_real_set_is_split_and_its_config_resolves(shared_data, tmp_path):
   study = dataclasses.replace(STUDIES["signdigits"], crops=1)
   runner = Runner(study, tmp_path, shared_data)
+  Runner(study, tmp_path)  # What is split already is asked for no more.
   counts = json.loads((tmp_path / "data" / "split.json").read_text())
   assert counts["test"] == 402 and counts["pool"] % (study.crops + 1) == 0
   for cell in questions.cells(study, "a", seeds=1):
