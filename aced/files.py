@@ -37,7 +37,7 @@ def whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f"{path.name}.part-{os.getpid()}")
+  part = path.with_name(f".{path.name}.part-{os.getpid()}")
   try:
     yield part
     os.replace(part, path)

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from array_record.python import array_record_module as array_record
 
+from aced import files
 from aced.config import ConfigError
 
 FILE = "cache.json"
@@ -116,15 +117,11 @@ def write_shard(
 ) -> None:
   """Writes a shard, which appears whole or not at all."""
   path = shard_path(folder, shard, contents.shards)
-  part = path.with_name(f".{path.name}.part-{os.getpid()}")
-  try:
+  with files.whole(path) as part:
     writer = array_record.ArrayRecordWriter(str(part), OPTIONS)
     for entry in entries:
       writer.write(entry)
     writer.close()
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def encode(zimg: np.ndarray | None, ztxt: Sequence[np.ndarray]) -> bytes:

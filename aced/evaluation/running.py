@@ -20,6 +20,7 @@ from aced.evaluation.outcomes import Outcome, bootstrap
 from aced.evaluation.results import PARTIAL
 from aced.evaluation.store import Store
 from aced.evaluation.suites import Found, find_training
+from aced.files import whole
 
 SCORING = 1  # Raised where a change to this package changes scores.
 OUTCOMES = "outcomes"
@@ -231,11 +232,8 @@ class Runner:
     """Stores what was found for each record; returns where."""
     path = self.folder / OUTCOMES / f"{name}.npz"
     if jax.process_index() == 0:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      part = path.with_suffix(".part")
-      with part.open("wb") as file:
+      with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **outcome.arrays())
-      part.replace(path)
     return f"{OUTCOMES}/{name}.npz"
 
 

@@ -14,6 +14,7 @@ from absl import logging
 from aced.data.records import Slice, Source
 from aced.evaluation import embed
 from aced.evaluation.embed import Embed, Rows
+from aced.files import whole
 from aced.models.formats.npz import DAMAGED
 
 PART_RECORDS = 8192  # What is lost at most where a process is killed.
@@ -107,11 +108,8 @@ class Store:
   def _write(self, path, part):
     if not self._keeps:
       return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
       np.savez(file, **dict(zip(("z", "index", "seconds"), part, strict=True)))
-    unfinished.replace(path)
 
 
 def join(parts: list[Rows]) -> Rows:

@@ -15,7 +15,7 @@ from aced.data.tokenizers.clip import Clip
 from aced.data.tokenizers.hf import HuggingFace
 from aced.data.tokenizers.sentencepieces import SentencePiece
 from aced.export import hf_pieces
-from aced.files import write_json
+from aced.files import whole, write_json
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -101,15 +101,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
   """
   library = _library()
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   content, config = describe(tokenizer)
-  part = folder / f".{FILE}.part-{os.getpid()}"
-  try:
+  with whole(folder / FILE) as part:
     part.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     check(tokenizer, library.Tokenizer.from_file(str(part)), PROBES)
-    os.replace(part, folder / FILE)
-  finally:
-    part.unlink(missing_ok=True)
   write_json(folder / CONFIG, config)
 
 

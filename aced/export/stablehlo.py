@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aced.export import int8 as int8_lib
+from aced.files import whole
 from aced.models import params as params_lib
 
 WEIGHTS = "weights.npz"
@@ -215,11 +216,6 @@ def _scale_and_bias(model, params, text_length):
 
 
 def _write(path, content):
-  """Writes bytes; the file appears whole or not at all."""
-  part = path.with_name(f".{path.name}.part-{os.getpid()}")
-  try:
+  with whole(path) as part:
     part.write_bytes(content)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
   return path

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from aced.config import ConfigError, did_you_mean, flatten
+from aced.files import whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -355,12 +356,10 @@ def _drop_after(path, step, again):
     return line["step"] < step or (line["step"] == step and not repeated)
 
   kept = "".join(text for text, line in _lines(path) if stays(line))
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", encoding="utf-8") as file:
+  with whole(path) as part, part.open("w", encoding="utf-8") as file:
     file.write(kept)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def _scalars(metrics):

@@ -24,6 +24,7 @@ from aced.data.records import Source
 from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
 from aced.data.transforms import Transform
+from aced.files import whole
 
 # Records that the rate is measured on.
 TIMED = 512
@@ -135,13 +136,9 @@ def check(
 
 def write(path: pathlib.Path, content: str) -> None:
   """Writes a file whole or not at all."""
-  partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  try:
+  with whole(path) as part:
     # Captions can hold half of a surrogate pair, which is no character.
-    partial.write_text(content, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+    part.write_text(content, encoding="utf-8", errors="replace")
 
 
 def _count(word: str) -> int:

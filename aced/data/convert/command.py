@@ -29,6 +29,7 @@ from aced.data import identity
 from aced.data.convert import shard_files
 from aced.data.convert.workers import ConvertError, Job, Shard, write_shards
 from aced.data.sources import open_source, parse
+from aced.files import whole
 
 FILE = "convert.json"  # What the folder holds.
 LOG = "convert.shards.jsonl"  # The shards that are whole, one a line.
@@ -249,12 +250,10 @@ def _line(shard: Shard) -> str:
 
 def _replace(path: pathlib.Path, text: str) -> None:
   """Writes a file whole or not at all."""
-  part = path.with_name(f".{path.name}.part-{os.getpid()}")
   try:
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+      part.write_text(text, encoding="utf-8")
   except OSError as error:
-    part.unlink(missing_ok=True)
     raise ConvertError(
       f"{path} cannot be written: {error.strerror}. Whole shards stay; make"
       " room, and run the same command again."

@@ -11,6 +11,7 @@ from typing import Literal
 from aced.config import ConfigError
 from aced.data.tokenizers.base import Tokenizer, write_spec
 from aced.data.tokenizers.texts import Lower, prefix, prepare
+from aced.files import whole
 
 # Style -> what its models were trained on. None is the default: case counts.
 #
@@ -193,10 +194,8 @@ def train_sentencepiece(
     raise ConfigError(
       f"vocab_size={vocab_size} does not fit these captions: {error}"
     ) from error
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  partial.write_bytes(model.getvalue())
-  partial.replace(path)
+  with whole(path) as part:
+    part.write_bytes(model.getvalue())
   return sentencepiece.SentencePieceProcessor(
     model_proto=model.getvalue()
   ).get_piece_size()

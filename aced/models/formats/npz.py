@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from aced.files import whole
 from aced.models.trees import ParamsError, flatten, unflatten
 
 # What numpy and zipfile raise on a damaged archive.
@@ -79,15 +80,9 @@ def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
 
 def save_npz(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
   """Saves in big_vision's format; the file appears whole or not at all."""
-  path = pathlib.Path(path)
-  part = path.with_name(f".{path.name}.part-{os.getpid()}")
   flat = {k: np.asarray(jax.device_get(v)) for k, v in flatten(params).items()}
-  try:
-    with part.open("wb") as file:
-      np.savez(file, **flat)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  with whole(path) as part, part.open("wb") as file:
+    np.savez(file, **flat)
 
 
 def _recover(array):

@@ -1,13 +1,13 @@
 """Files of tensors: safetensors, in one file or in shards."""
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 
 import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
 import numpy as np
 
+from aced.files import whole
 from aced.models.trees import ParamsError
 
 INDEX = ".index.json"
@@ -53,14 +53,10 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes a safetensors file; it appears whole or not at all."""
   safetensors = package()
-  part = path.with_name(f".{path.name}.part-{os.getpid()}")
-  try:
+  with whole(path) as part:
     # transformers reads the framework from the metadata. `save_file` would
     # leave a file that its owner alone can read.
     part.write_bytes(safetensors.numpy.save(dict(tensors), {"format": "pt"}))
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def package():
