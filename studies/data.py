@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from aced.config import ConfigError
+from aced.files import write_json
 
 # Share of the training records that are the reference's own.
 REFERENCE_SHARE = 0.5
@@ -71,7 +72,7 @@ def split(
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (target / f"{name}.jsonl").write_text(lines, "utf-8")
     counts[name] = len(records)
-  done.write_text(json.dumps(counts), "utf-8")
+  write_json(done, counts)
   return counts
 
 

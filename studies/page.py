@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aced.data.sources import open_source
 from aced.pages import charts, frame
-from aced.reporting.contact import contact_sheet
-from aced.training import picks
+from aced.reporting.contact import kept_and_dropped
+from aced.reporting.run import config_tables, cost_ledger, cost_tables
+from aced.training.workdir import FILE as CONFIG_FILE
+from aced.training.workdir import config_of
 from studies import answers
 from studies.answers import Claim, Group, Row
-from studies.study import METHODS, Cell, Study, pool
+from studies.study import METHODS, Cell, Study
 
 standalone = charts.standalone
 COLOUR = {name: k for k, name in enumerate(METHODS)}
@@ -80,6 +81,7 @@ def markdown(
   parts.append("\n".join(f"- {_told(c)}" for c in claims))
   for one in found:
     parts += [f"## {one.name}: {one.title}", _lines([one.head, *one.rows])]
+    parts += [CAUTION] * (one.name == "a")
     parts.append("\n".join(f"![{one.title}]({name})" for name in plots(one)))
   references = [row for row in rows if row["method"] == "reference"]
   body = [
@@ -95,6 +97,7 @@ def html_page(
   found: Sequence[Answer],
   claims: Sequence[Claim],
   rows: Sequence[Row],
+  curves: Sequence[Row],
   workdir: pathlib.Path,
 ) -> str:
   """The page of a study, which asks for nothing else."""
@@ -110,16 +113,17 @@ def html_page(
     frame.verdict(tone, f"{met} of {len(asked)} claims hold", notes),
   ]
   for one in found:
-    grid = "".join(f"<div>{chart}</div>" for chart in one.charts)
     parts.append(
       frame.section(
         f"{one.name}: {one.title}",
-        f'<div class="charts">{grid}</div>',
+        _grid(one.charts),
         frame.table(one.head, one.rows),
         f'<p class="dim">{CAUTION}</p>' if one.name == "a" else "",
       )
     )
-  parts.append(frame.section("Kept and dropped", *_picked(study, workdir)))
+  went = _went(answers.groups(study, "a", rows), curves)
+  parts.append(frame.section("How the runs went", _grid(went)))
+  parts += _of_one_run(study, workdir)
   return frame.page(f"Study: {study.name}", "\n".join(filter(None, parts)))
 
 
@@ -212,7 +216,7 @@ def _of_picked(groups, curves):
   kinds = _kinds(groups)
   bars = [
     charts.bars(
-      f"{g.label}: share of the kept over share of the pool",
+      f"{g.label}: share of what is kept over that of the pool",
       [
         charts.Bar(
           k, g.mean(f"kept/{k}"), g.values(f"kept/{k}"), COLOUR[g.cell.method]
@@ -262,8 +266,6 @@ def _band(group: Group, curves, metric, unit):
 
 def _table(study, question, groups, rows, curves):
   """Head and rows of a question's table."""
-  in_examples = answers.shares_of_iid(study, rows, curves, "trained_examples")
-  in_flops = answers.shares_of_iid(study, rows, curves, "flops")
   kinds = _kinds(groups) if question == "g" else []
   # Elsewhere all are told as if nothing were cached.
   cost = _cost_as_run if question == "h" else _cost
@@ -271,10 +273,9 @@ def _table(study, question, groups, rows, curves):
   head += ["clean %", "ESS", *kinds, "configs"]
   body = []
   for g in groups:
-    same = g.cell.noise == study.noise and not g.cell.variant
     examples, flops = (
-      _share(x.get(METHODS[g.cell.method].label, [])) if same else ""
-      for x in (in_examples, in_flops)
+      _share(answers.shares_of_iid(study, g, rows, curves, unit))
+      for unit in ("trained_examples", "flops")
     )
     body.append(
       [
@@ -318,18 +319,53 @@ def _number(value, places=1):
   return "" if np.isnan(value) else f"{value:.{places}f}"
 
 
-def _picked(study, workdir):
-  """The contact sheet of one run, where it is still there."""
+def _went(groups, curves):
+  """What the steps of every method told, at equal trained examples."""
+  return [
+    charts.lines(
+      title,
+      [_band(g, curves, name, "trained_examples") for g in groups],
+      x_label="trained examples",
+      percent=percent,
+    )
+    for name, title, percent in (
+      ("loss/contrastive", "Contrastive loss (nats)", False),
+      (
+        "selection_gain",
+        "Selection gain: score kept less score of the pool (nats)",
+        False,
+      ),
+      (
+        "curation/effective_sample_size",
+        "Effective sample size of a draw (candidates)",
+        False,
+      ),
+      ("time/examples_per_second", "Trained examples a second", False),
+      ("time/waiting", "Share of the time that steps waited for data", True),
+    )
+  ]
+
+
+def _of_one_run(study, workdir):
+  """Config, ledger and contact sheet of one run, where it is still there."""
   cell = Cell(SHOWN, study.noise, seed=0)
-  found = picks.read(workdir / "cells" / cell.name)
-  if not found:
+  where = workdir / "cells" / cell.name
+  if not (where / CONFIG_FILE).exists():
     return []
-  try:
-    source = open_source(pool(study, study.noise, workdir.resolve()))
-  except ValueError as error:
-    return [f'<p class="dim">{html.escape(str(error))}</p>']
-  intro = f'<p class="dim">{html.escape(cell.name)}</p>'
-  return [intro, *contact_sheet(source, found)]
+  config = config_of(where)
+  costs = cost_tables(cost_ledger(config), config.total_steps)
+  intro = f'<p class="dim">Of one run, {html.escape(cell.name)}</p>'
+  return [
+    frame.section("Cost of a run", intro, *costs),
+    frame.section("Config of a run", intro, *config_tables(config)),
+    frame.section("Kept and dropped", intro, *kept_and_dropped(config, where)),
+  ]
+
+
+def _grid(drawn):
+  """Charts beside one another; nothing where there are none."""
+  cells = "".join(f"<div>{chart}</div>" for chart in drawn if chart)
+  return f'<div class="charts">{cells}</div>' * bool(cells)
 
 
 def _lines(rows):

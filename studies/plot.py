@@ -57,7 +57,7 @@ def draw(
   ]
   claims = answers.claims(study, rows, curves)
   files = {
-    "study.html": page.html_page(study, found, claims, rows, workdir),
+    "study.html": page.html_page(study, found, claims, rows, curves, workdir),
     "study.md": page.markdown(study, found, claims, rows),
     **{
       name: page.standalone(chart)

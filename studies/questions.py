@@ -142,7 +142,7 @@ def cells(study: Study, questions: Iterable[str], seeds: int) -> list[Cell]:
   found = (
     cell
     for name in questions
-    for seed in range(1 if name == "lr" else seeds)
+    for seed in range(seeds)
     for cell in QUESTIONS[name].cells(study, seed)
   )
   return list(dict.fromkeys(found))

@@ -8,7 +8,8 @@
 
 Killed and started again, it goes on in the middle of the cell it was in. A cell
 that several questions ask for is run once. `table.csv` has a row for each cell,
-`curves.csv` its evaluations; `python -m studies.plot` draws them.
+`curves.csv` its evaluations, and `study.html` shows both, as `python -m
+studies.plot` does again.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from aced.train import train
 from aced.training.preemption import Preempted
 from aced.training.tracker import METRICS_FILE, read_jsonl
 from aced.training.watch import Diverged
-from studies import data, questions, table
+from studies import data, plot, questions, table
 from studies.sets import STUDIES
 from studies.study import (
   DATA,
@@ -57,6 +58,9 @@ class Runner:
     workdir: for its runs and tables.
     real: the folder of the real sets; only studies of files read it.
     changes: dotted keys set in every config, such as fewer steps to try it out.
+
+  Attributes:
+    diverged: cells whose loss did, for which there is no row.
   """
 
   def __init__(
@@ -68,6 +72,7 @@ class Runner:
   ):
     self.study, self.workdir = study, workdir.expanduser().resolve()
     self.changes, self._cached = changes or {}, set()
+    self.diverged: list[Cell] = []
     self._claim()
     if study.files:
       self._split(real)
@@ -82,7 +87,11 @@ class Runner:
         self.reference(size)
     for number, cell in enumerate(ready, start=1):
       say(f"{self.study.name}: cell {number} of {len(ready)}: {cell.name}")
-      self.cell(cell)
+      try:
+        self.cell(cell)
+      except Diverged as error:  # The others may not.
+        self.diverged.append(cell)
+        say(f"{cell.name} diverged, and has no row: {error}")
       table.write(self.workdir)
     return left
 
@@ -96,8 +105,9 @@ class Runner:
 
   def cell(self, cell: Cell) -> dict:
     """Runs a cell, unless it is there; returns its row."""
-    config = self.config(cell)
-    if config.frozen.get("reference") and cell.cached:
+    config, where = self.config(cell), self.workdir / "cells" / cell.name
+    is_done = (where / ROW).exists()
+    if config.frozen.get("reference") and cell.cached and not is_done:
       self._cache(cell)
     about = {
       "method": cell.method,
@@ -105,7 +115,7 @@ class Runner:
       "noise": cell.noise,
       "reference": cell.reference,
     }
-    return self._train(config, self.workdir / "cells" / cell.name, about)
+    return self._train(config, where, about)
 
   def config(self, cell: Cell):
     """The config of a cell, in this folder."""
@@ -132,6 +142,7 @@ class Runner:
     """Makes the folder this study's, or checks that it already is."""
     told = {"study": self.study.name, "files": self.study.files}
     told |= {"crops": self.study.crops, "changes": self.changes}
+    told |= {"vocab_size": self.study.vocab_size}
     path = self.workdir / STUDY
     if not path.exists():
       write_json(path, told)
@@ -252,8 +263,10 @@ def main() -> None:
     # Virtual devices share a processor: none but cells that need them are to
     # be timed so.
     own = [c for c in cells if args.cpu_devices == 1 or c.devices > 1]
-    left = Runner(study, args.workdir, args.data, changes).run(own)
-    left += [cell for cell in cells if cell not in own]
+    runner = Runner(study, args.workdir, args.data, changes)
+    left = runner.run(own)
+    if (runner.workdir / table.TABLE).exists():
+      plot.draw(runner.workdir)
   except Preempted as stop:
     say(str(stop))
     sys.exit(stop.code)
@@ -265,7 +278,15 @@ def main() -> None:
       f"{len(left)} cells are for {devices} devices and were not run; on a CPU,"
       " --cpu_devices gives as many"
     )
-  say(f"python -m studies.plot --workdir {args.workdir} draws {table.TABLE}")
+  if len(own) < len(cells):
+    say(
+      f"{len(cells) - len(own)} cells are for one device and were left to a run"
+      " without --cpu_devices"
+    )
+  say(f"the table and its page are in {args.workdir}: study.html")
+  if runner.diverged:
+    names = ", ".join(cell.name for cell in runner.diverged)
+    sys.exit(f"{len(runner.diverged)} cells diverged: {names}")
 
 
 if __name__ == "__main__":

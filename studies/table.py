@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from aced import config as config_lib
 from aced.data import faults
 from aced.files import whole
+from aced.reporting.run import cost_ledger
 from aced.training import picks
 from aced.training.blueprint import step_costs
 from aced.training.recipe import Recipe
@@ -28,7 +29,15 @@ TOLD = {
 # A hash may look like a number: 12e456789012.
 TEXTS = ("config", "run", "study", "method", "variant", "reference")
 # What curves hold beside evaluations.
-DRAWN = ("loss/contrastive", "data/clean_kept", "data/clean_pool")
+DRAWN = (
+  "loss/contrastive",
+  "data/clean_kept",
+  "data/clean_pool",
+  "curation/effective_sample_size",
+  "time/examples_per_second",
+  "time/waiting",
+  "selection_gain",
+)
 
 
 def costs(config: ConfigDict) -> dict[str, Any]:
@@ -38,13 +47,7 @@ def costs(config: ConfigDict) -> dict[str, Any]:
     config: of the run.
   """
   resolved = config_lib.resolve(config)
-  # The width of a cached model is asked for, and has a small part in the cost.
-  cached = {
-    name: (table.get("out_dim") or (0, 0))[1]
-    for name, table in resolved.frozen.items()
-    if table.cache
-  }
-  found = step_costs(resolved, cached)
+  found = cost_ledger(resolved)
   steps = config.total_steps
   recipe = Recipe.from_config(resolved)
   return {
@@ -77,14 +80,17 @@ def outcome(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
     values = [line[key] for line in lines if key in line]
     if values:
       found[name] = float(np.mean(values))
-  gains = [
-    line["curation/kept_score"] - line["curation/pool_score"]
-    for line in lines
-    if "curation/kept_score" in line
-  ]
+  gains = [gain for line in lines if (gain := _gain(line)) is not None]
   if gains:
     found["selection_gain"] = float(np.mean(gains))
   return found
+
+
+def _gain(line):
+  """By how much the pairs kept score more than the pool; None without."""
+  if "curation/kept_score" not in line:
+    return None
+  return line["curation/kept_score"] - line["curation/pool_score"]
 
 
 def shares(run: pathlib.Path) -> dict[str, float]:
@@ -118,8 +124,9 @@ def write(workdir: pathlib.Path) -> None:
     rows.append(row)
     if row["method"] != "reference":
       curves += _curve(row, read_jsonl(path.parent / METRICS_FILE))
-  _write_csv(workdir / TABLE, rows)
+  # The curves first: no row is without its own.
   _write_csv(workdir / CURVES, curves)
+  _write_csv(workdir / TABLE, rows)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -153,7 +160,8 @@ def _curve(row, lines) -> Iterable[dict[str, Any]]:
       seconds, before = seconds + done / speed, line["step"]
     scores = {k: v for k, v in line.items() if k.startswith("eval/")}
     if not scores:
-      since.append(line)
+      gain = _gain(line)
+      since.append(line if gain is None else line | {"selection_gain": gain})
       continue
     share = line["step"] / steps
     told = {

@@ -7,14 +7,17 @@ and no dependency. `standalone` makes a file of one.
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 40
+# As wide as a phone shows it, so that there text is no smaller than elsewhere.
+WIDTH, HEIGHT = 360, 240
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 34, 40
 _LEGEND_ROW, _CHARACTER = 18, 7.0  # Pixels, the second of 12 px text.
+_TITLE_ROW, _TITLE_CHARACTERS = 17, 46
 TICKS = 5
 
 # Told apart by those who see no red or no green, on white and on black.
@@ -145,12 +148,11 @@ def bars(
   rows = [row for row in rows if math.isfinite(row.value)]
   if not rows:
     return ""
-  row_height = 30
-  left = 16 + _CHARACTER * max(len(row.label) for row in rows)
+  row_height, left = 44, 8.0
   values = [v for row in rows for v in (row.value, *row.seeds)]
   most = max([*values, *(v for _, v in marks)])
   least = min(0.0, *values)
-  x = _Axis(least, most or 1.0, (left, WIDTH - 62), percent)
+  x = _Axis(least, most or 1.0, (left, WIDTH - 56), percent)
   bottom = TOP + row_height * len(rows)
   parts = [
     f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}"'
@@ -159,7 +161,7 @@ def bars(
     for t in x.ticks()
   ]
   for number, row in enumerate(rows):
-    top = TOP + row_height * number + 6
+    top = TOP + row_height * number + 20  # Its label is above it.
     start, end = sorted((x(0.0), x(row.value)))
     dots = "".join(
       f'<circle cx="{x(v):.1f}" cy="{top + 9}" r="2.6" fill="var(--ink)"/>'
@@ -167,8 +169,7 @@ def bars(
     )
     beyond = max([end, *(x(v) for v in row.seeds)])
     parts.append(
-      f'<text x="{left - 8:.1f}" y="{top + 13}" text-anchor="end">'
-      f"{html.escape(row.label)}</text>"
+      f'<text x="{left}" y="{top - 5}">{html.escape(row.label)}</text>'
       f'<rect x="{start:.1f}" y="{top}" width="{max(end - start, 1):.1f}"'
       f' height="18" rx="2" fill="var(--c{row.colour})" opacity=".75"/>{dots}'
       f'<text x="{beyond + 7:.1f}" y="{top + 13}">{x.text(row.value, True)}'
@@ -342,10 +343,17 @@ def _svg(
       f'<text x="{x + 23:.1f}" y="{y}">{html.escape(label)}</text>'
     )
     x += wide
-  total = y + 8 if legend else height
+  words = textwrap.wrap(title, _TITLE_CHARACTERS)
+  heads = "".join(
+    f'<text class="title" x="4" y="{16 + _TITLE_ROW * k}">{html.escape(w)}'
+    "</text>"
+    for k, w in enumerate(words)
+  )
+  down = _TITLE_ROW * (len(words) - 1)
+  total = (y + 8 if legend else height) + down
   return (
     f'<svg class="chart" viewBox="0 0 {WIDTH} {total}" role="img"'
-    f' aria-label="{html.escape(title)}">'
-    f'<text class="title" x="4" y="16">{html.escape(title)}</text>'
-    f"{''.join(parts)}{''.join(rows)}</svg>"
+    f' aria-label="{html.escape(title)}">{heads}'
+    f'<g transform="translate(0 {down})">{"".join(parts)}{"".join(rows)}</g>'
+    "</svg>"
   )

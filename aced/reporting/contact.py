@@ -1,18 +1,56 @@
 """The contact sheet: what curation kept and what it dropped, as pictures."""
 
+import html
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from aced.data import faults
 from aced.data.decoding import decode
 from aced.data.records import Source, captions
+from aced.data.sources import open_source
 from aced.pages import frame
+from aced.training import picks as picks_lib
 from aced.training.picks import Picks
 
 # Pairs shown of each kind at each moment, and moments shown.
 SHOWN, MOMENTS = 9, 6
 _FAULTS = {code: name for name, code in faults.KINDS.items()}
+
+
+def kept_and_dropped(config: ConfigDict, where: pathlib.Path) -> list[str]:
+  """The contact sheet of a run, as HTML parts; [] where nothing was chosen.
+
+  Where its pairs cannot be shown, a line says why.
+
+  Args:
+    config: of the run.
+    where: its workdir.
+  """
+  try:
+    found = picks_lib.read(where)
+    if not found:
+      return []
+    source = open_source(config.input.source)
+  except ValueError as error:
+    why = f"The pairs cannot be shown: {error}"
+    return [f'<p class="dim">{html.escape(why)}</p>']
+  models = [n for n in ("student", "reference") if n in found[0].columns]
+  score = {
+    ("student", "reference"): "the loss of the pair alone by the student less"
+    " that by the reference, in nats",
+    ("student",): "the loss of the pair alone by the student, in nats",
+    ("reference",): "the loss of the pair alone by the reference, in nats, with"
+    " its sign turned",
+  }.get(tuple(models), "0 for every pair")
+  intro = (
+    '<p class="dim">Of each super-batch, pairs evenly spaced in the order of'
+    f" their scores, the highest first. A score is {score}; a draw may also"
+    " look at the pairs drawn before.</p>"
+  )
+  return [intro, *contact_sheet(source, found)]
 
 
 def contact_sheet(source: Source, found: Sequence[Picks]) -> list[str]:

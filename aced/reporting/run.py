@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from aced import config as config_lib
 from aced.data.sources import open_source
 from aced.pages import frame
-from aced.reporting.contact import contact_sheet
+from aced.reporting.contact import kept_and_dropped
 from aced.reporting.curves import curves
-from aced.training import picks, workdir
+from aced.training import workdir
 from aced.training.blueprint import step_costs
 from aced.training.ledger import Ledger
 from aced.training.recipe import Recipe
@@ -44,10 +44,10 @@ def run_page(where: pathlib.Path) -> str:
     frame.section("Last evaluation", _scores(metrics)),
   ]
   if costs is not None:
-    parts.append(frame.section("Cost", *_costs(costs, total)))
+    parts.append(frame.section("Cost", *cost_tables(costs, total)))
   parts += [
-    frame.section("Kept and dropped", *_picked(config, where)),
-    frame.section("Config", *_config(config)),
+    frame.section("Kept and dropped", *kept_and_dropped(config, where)),
+    frame.section("Config", *config_tables(config)),
   ]
   title = f"{config.name} · {where.name}"
   return frame.page(title, "\n".join(filter(None, parts)))
@@ -118,7 +118,7 @@ def _warnings(metrics):
   lines = [f"{int(n):,} {what}" for n, what in found if n]
   return lines + [
     f"the evaluator {name.split('/')[1]} failed"
-    for name in last
+    for name in _last_evaluation(metrics)
     if name.endswith("/failed")
   ]
 
@@ -156,21 +156,31 @@ def _figures(config, metrics, costs):
   return rows
 
 
+def _last_evaluation(metrics):
+  """The line of the last evaluation; {} before the first."""
+  found = (
+    line
+    for line in reversed(metrics)
+    if any(key.startswith("eval/") for key in line)
+  )
+  return next(found, {})
+
+
 def _scores(metrics):
   """All metrics of the last evaluation."""
-  last = [line for line in metrics if any(k.startswith("eval/") for k in line)]
+  last = _last_evaluation(metrics)
   if not last:
     return ""
   rows = [
     (key.removeprefix("eval/"), f"{value:.4f}")
-    for key, value in last[-1].items()
+    for key, value in last.items()
     if key.startswith("eval/")
   ]
-  return frame.table((f"step {last[-1]['step']:,}", "score"), rows)
+  return frame.table((f"step {last['step']:,}", "score"), rows)
 
 
-def _costs(costs, steps):
-  """The ledger, of a step and of the run."""
+def cost_tables(costs: Ledger, steps: int | None) -> tuple[str, str]:
+  """The ledger of a step and, where its length is known, of a run, as HTML."""
   shares = costs.shares()
   head = ["part", "a step", "share"] + ["the run"] * bool(steps)
 
@@ -198,27 +208,8 @@ def _flops(count):
   return f"{count / 1e6:,.2f} MFLOPs"
 
 
-def _picked(config, where):
-  """The contact sheet; where the data is not there any more, why not."""
-  found = picks.read(where)
-  if not found:
-    return []
-  try:
-    source = open_source(config.input.source)
-  except ValueError as error:
-    why = f"The pictures cannot be shown: {error}"
-    return [f'<p class="dim">{html.escape(why)}</p>']
-  intro = (
-    '<p class="dim">Of each super-batch, pairs evenly spaced in the order of'
-    " their scores, the highest first. A score is the loss of the pair alone by"
-    " the student less that by the reference, in nats; a draw also looks at the"
-    " pairs drawn before.</p>"
-  )
-  return [intro, *contact_sheet(source, found)]
-
-
-def _config(config):
-  """What differs from the defaults, and all of it folded away."""
+def config_tables(config: ConfigDict) -> list[str]:
+  """What differs from the defaults, and all of it folded away, as HTML."""
   flat = config_lib.flatten(config)
   base = config_lib.flatten(config_lib.default())
   given = {k: v for k, v in flat.items() if v is not None}

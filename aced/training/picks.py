@@ -10,7 +10,6 @@ in nats); and, where the data set knows it, `fault` (int8, see
 
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from aced import curation, files
 from aced.embeddings import Embeddings
+from aced.models.formats.npz import DAMAGED
 from aced.training.embedding import Batch
 from aced.training.recipe import Recipe
 from aced.training.views import STUDENT
@@ -29,7 +29,6 @@ from aced.training.views import STUDENT
 FOLDER = "picks"
 # The entry of a step's metrics that holds them.
 PICKS = "picks"
-_DAMAGE = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
 
 
 class Picks(NamedTuple):
@@ -144,7 +143,7 @@ def read(workdir: str | os.PathLike) -> list[Picks]:
       with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
         found.append(Picks(int(path.stem), {k: kept[k] for k in kept.files}))
       _ = found[-1].columns["index"], found[-1].columns["kept"]
-    except _DAMAGE as error:
+    except (*DAMAGED, ValueError, KeyError) as error:
       raise ValueError(
         f"{path} is damaged ({error}); remove it, and the page does without."
       ) from error

@@ -29,7 +29,7 @@ def test_the_page_holds_what_the_run_did(make_run):
     "Trained examples a second",
     "Share of the time that steps waited for data",
   ):
-    assert f'<text class="title" x="4" y="16">{title}</text>' in text
+    assert f'aria-label="{title}"' in text
   for part in ("training", "student scoring", "reference scoring", "selection"):
     assert f"<td>{part}</td>" in text
   assert "retrieval/mean/R@1" in text and "0.2500" in text
@@ -86,7 +86,22 @@ def test_what_went_wrong_stands_first(make_run):
 
 def test_data_that_has_moved_costs_the_pictures_alone(make_run):
   text = run_page(make_run(source="jsonl:/nowhere/pairs.jsonl"))
-  assert "The pictures cannot be shown" in text and "Finished" in text
+  assert "The pairs cannot be shown" in text and "Finished" in text
+
+
+def test_damaged_picks_cost_the_pictures_alone(make_run):
+  where = make_run()
+  next((where / "picks").glob("*.npz")).write_bytes(b"PK\x03\x04 cut short")
+  text = run_page(where)
+  assert "npz is damaged" in text and "Finished" in text
+
+
+def test_an_evaluator_that_failed_once_and_works_again_is_no_failure(make_run):
+  where = make_run()
+  path = where / "metrics.jsonl"
+  failed = json.dumps({"step": 6, "eval/retrieval/failed": 1.0})
+  path.write_text(f"{failed}\n{path.read_text()}")
+  assert "the evaluator retrieval" not in run_page(where)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from aced import config as config_lib
+from aced.training.watch import Diverged
 from studies import plot, questions, table
 from studies.run import Runner, parse
 from studies.sets import STUDIES
@@ -72,6 +73,25 @@ def test_what_is_done_is_not_done_again(workdir):
   other = dataclasses.replace(STUDY, reference_base={"seed": 7})
   with pytest.raises(config_lib.ConfigError, match="with another config"):
     Runner(other, workdir, changes=CHANGES).run(CELLS)
+
+
+def test_a_cell_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
+  def train(config, where):
+    if "h_acid" in where.name:
+      raise Diverged(2, {"loss": float("nan")}, None)
+
+  runner = Runner(STUDY, tmp_path, changes=CHANGES)
+  monkeypatch.setattr("studies.run.train", train)
+  monkeypatch.setattr(runner, "reference", lambda size: None)
+  monkeypatch.setattr(runner, "_cache", lambda cell: None)
+  lines = [{"step": 2, "eval/retrieval/mean/R@1": 0.1, "loss": 1.0}]
+  monkeypatch.setattr("studies.run.read_jsonl", lambda path: lines)
+  monkeypatch.setattr("studies.run.table.write", lambda workdir: None)
+  cells = [CELLS[1], CELLS[0]]
+  assert runner.run(cells) == []
+  assert runner.diverged == [CELLS[1]]
+  assert (tmp_path / "cells" / CELLS[0].name / "row.json").exists()
+  assert not (tmp_path / "cells" / CELLS[1].name / "row.json").exists()
 
 
 @pytest.mark.slow

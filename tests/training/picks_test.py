@@ -107,3 +107,20 @@ def test_damage_is_told_by_name(tmp_path):
   with pytest.raises(ValueError, match=r"00000003\.npz is damaged"):
     picks.read(tmp_path)
   assert picks.read(tmp_path / "elsewhere") == []
+
+
+def test_no_damage_ends_in_anything_else(tmp_path):
+  path = tmp_path / picks.FOLDER / "00000001.npz"
+  picks._write(path, {"index": np.arange(9), "kept": np.arange(9) > 4})
+  whole, rng = path.read_bytes(), np.random.default_rng(0)
+  refused = 0
+  for at in rng.choice(len(whole), 150, replace=False):
+    changed = bytearray(whole)
+    changed[at] ^= 1 << rng.integers(8)
+    path.write_bytes(changed)
+    try:
+      picks.read(tmp_path)
+    except ValueError as error:
+      assert "is damaged" in str(error)
+      refused += 1
+  assert refused > 50
