@@ -281,7 +281,7 @@ def _table(study, question, groups, rows, curves):
       [
         g.label,
         f"{100 * g.mean(study.metric):.1f}",
-        f"{100 * g.spread(study.metric):.1f}",
+        f"{100 * g.spread(study.metric):.1f}" if len(g.rows) > 1 else "",
         str(len(g.rows)),
         f"{cost(g.rows[0]):.2f}",
         examples,

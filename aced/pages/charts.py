@@ -148,7 +148,7 @@ def bars(
   rows = [row for row in rows if math.isfinite(row.value)]
   if not rows:
     return ""
-  row_height, left = 44, 8.0
+  row_height, left = 44, 14.0
   values = [v for row in rows for v in (row.value, *row.seeds)]
   most = max([*values, *(v for _, v in marks)])
   least = min(0.0, *values)

@@ -52,7 +52,8 @@ def look(browser, repository):
     page.goto(path.as_uri())
     folder = repository / "build" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.{scheme}.{width}.png")
+    picture = folder / f"{name}.{scheme}.{width}.png"
+    page.screenshot(path=picture, full_page=True)
     outside = [
       url
       for url in asked
@@ -75,6 +76,9 @@ def check(wrong, outside, page):
   for chart in page.query_selector_all("svg.chart"):
     box = chart.bounding_box()
     assert box["width"] > 200 and box["height"] > 80
+    # Text of 12 px is drawn as large as the chart: on a phone too, readable.
+    drawn = float(chart.get_attribute("viewBox").split()[2])
+    assert 12 * box["width"] / drawn >= 10
   broken = page.evaluate(
     "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
   )
