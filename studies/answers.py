@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from studies.questions import cells
-from studies.study import METHODS, Cell, Study
+from studies.study import METHODS, REFERENCES, Cell, Study
 
 Row = Mapping[str, Any]
 # The most of IID's examples in which H-ACID is to reach IID's final score.
@@ -70,7 +70,9 @@ def label(cell: Cell, question: str = "") -> str:
   if question == "noise":
     return f"{name}, noise {cell.noise:.0%}"
   if question == "b":
-    return f"{name}, {cell.reference}"
+    times = REFERENCES[cell.reference].times
+    size = cell.reference if times == 1 else f"equal, {times} times as long"
+    return f"{name}, {size}"
   words = {
     "filter_ratio": "filter ratio",
     "num_chunks": "chunks",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from studies.study import Cell, Study
+from studies.study import REFERENCES, Cell, Study
 
 
 class Question(NamedTuple):
@@ -67,9 +67,9 @@ def noises(study, seed):
 
 
 def references(study, seed):
-  """Smaller than the student, equal, larger."""
+  """Smaller than the student, equal, larger; and equal but taught longer."""
   for method in ("h_acid", "acidistill"):
-    for reference in ("smaller", "equal", "larger"):
+    for reference in REFERENCES:
       yield Cell(method, study.noise, seed, reference)
 
 

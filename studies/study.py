@@ -11,7 +11,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -27,8 +27,31 @@ METHODS = {
   "iidistill": Method("IIDistill", "aced", "iidistill"),
   "acidistill": Method("ACIDistill", "aced", "acidistill"),
 }
-# Towers of references, as parts of the student's: (width, depth, heads).
-REFERENCES = {"smaller": (32, 1, 2), "equal": (64, 2, 2), "larger": (96, 3, 3)}
+
+
+class Reference(NamedTuple):
+  """Both towers of a reference, beside a student of (64, 2, 2), and its length.
+
+  Attributes:
+    width: of both.
+    depth: of both.
+    heads: of both.
+    times: how many times the steps of the study's references.
+  """
+
+  width: int
+  depth: int
+  heads: int
+  times: int = 1
+
+
+# A larger one need not be a better one: "longer" is the equal one, and better.
+REFERENCES = {
+  "smaller": Reference(32, 1, 2),
+  "equal": Reference(64, 2, 2),
+  "larger": Reference(96, 3, 3),
+  "longer": Reference(64, 2, 2, times=3),
+}
 # Seeds of references, far from those of students.
 REFERENCE_SEED = 1_000
 # In the folder of a study.
@@ -130,18 +153,18 @@ def set_keys(config: ConfigDict, changes: Mapping[str, Any]) -> None:
 
 def towers(name: str) -> dict[str, Any]:
   """The table of a model of a size in `REFERENCES`."""
-  width, depth, heads = REFERENCES[name]
+  size = REFERENCES[name]
   shape = {
-    "width": width,
-    "depth": depth,
-    "mlp_dim": 4 * width,
-    "num_heads": heads,
+    "width": size.width,
+    "depth": size.depth,
+    "mlp_dim": 4 * size.width,
+    "num_heads": size.heads,
     "scan": True,
   }
   return {
     "image": {"patch_size": (8, 8), "pool_type": "map", **shape},
     "text": shape,
-    "out_dim": (None, width),
+    "out_dim": (None, size.width),
   }
 
 
@@ -196,6 +219,7 @@ def configure_reference(
   config.input.source = study.clean.format(data=workdir / DATA)
   config.seed = REFERENCE_SEED
   set_keys(config, study.reference_base)
+  config.total_steps *= REFERENCES[size].times
   return config
 
 
