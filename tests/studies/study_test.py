@@ -65,6 +65,9 @@ def test_references_see_clean_pairs_of_their_own():
   ]
   student = configure(study, Cell("iid", 0.6, 0), WORKDIR).student.image.width
   assert sizes[0] < sizes[1] == student < sizes[2]
+  longer = configure_reference(study, "longer", WORKDIR)
+  assert longer.total_steps == 3 * config.total_steps
+  assert longer.student.image.width == student
 
 
 def test_the_hash_knows_results_and_not_places():
