@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = export(
       student,
       options.output,
-      [name for name in options.formats.split(",") if name],
+      [name.strip() for name in options.formats.split(",") if name.strip()],
       int8=options.int8,
       say=say,
     )
