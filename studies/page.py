@@ -105,12 +105,16 @@ def html_page(
   notes = [html.escape(_told(c)) for c in claims]
   asked = [c.met for c in claims]
   tone = "good" if all(asked) else "bad" if False in asked else "plain"
-  met = sum(bool(m) for m in asked)
+  met, known = asked.count(True), len(asked) - asked.count(None)
+  words = f"{met} of {known} claims hold"
+  if known < len(asked):
+    words += f", {len(asked) - known} are open"
+  devices = ", ".join(sorted({str(row["device"]) for row in runs}))
   parts = [
     f"<h1>Study: {html.escape(study.name)}</h1>",
     f'<p class="dim">{html.escape(study.about)}; {len(runs)} runs on'
-    f" {html.escape(str(runs[0]['device']))}</p>",
-    frame.verdict(tone, f"{met} of {len(asked)} claims hold", notes),
+    f" {html.escape(devices)}</p>",
+    frame.verdict(tone, words, notes),
   ]
   for one in found:
     parts.append(
@@ -286,7 +290,7 @@ def _table(study, question, groups, rows, curves):
         f"{cost(g.rows[0]):.2f}",
         examples,
         flops,
-        f"{100 * g.mean('clean_kept'):.0f}",
+        _number(100 * g.mean("clean_kept"), 0),
         _number(g.mean("effective_sample_size")),
         *(_number(g.mean(f"kept/{kind}"), 2) for kind in kinds),
         " ".join(str(row["config"]) for row in g.rows),

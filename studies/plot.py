@@ -42,6 +42,8 @@ def draw(
       f"{workdir / table.TABLE} is of the studies {sorted(map(str, names))};"
       f" expected one of {', '.join(STUDIES)}."
     )
+  if all(row["method"] == "reference" for row in rows):
+    raise ValueError(f"{workdir / table.TABLE} has no row of a student yet.")
   study, output = STUDIES[names.pop()], output or workdir
   output.mkdir(parents=True, exist_ok=True)
   found = [

@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -77,6 +78,7 @@ class Runner:
     if study.files:
       self._split(real)
     self._tokenizer()
+    write_json(self.workdir / STUDY, self._told)
 
   def run(self, cells: Sequence[Cell]) -> list[Cell]:
     """Runs cells in turn; returns those that ask for more devices."""
@@ -136,21 +138,26 @@ class Runner:
     if "reference" not in config.frozen:
       return ""
     row = pathlib.Path(config.frozen.reference.init) / ROW
-    return json.loads(row.read_text("utf-8"))["config"] if row.exists() else ""
+    return table.read_row(row)["config"] if row.exists() else ""
 
   def _claim(self):
     """Makes the folder this study's, or checks that it already is."""
     told = {"study": self.study.name, "files": self.study.files}
     told |= {"crops": self.study.crops, "changes": self.changes}
     told |= {"vocab_size": self.study.vocab_size}
-    path = self.workdir / STUDY
+    self._told, path = told, self.workdir / STUDY
     if not path.exists():
-      write_json(path, told)
+      return
     before = json.loads(path.read_text("utf-8"))
-    if before != told:
+    differ = [
+      f"{key} {before.get(key)} and now {value}"
+      for key, value in told.items()
+      if before.get(key) != value
+    ]
+    if differ:
       raise config_lib.ConfigError(
-        f"{self.workdir} is of another study ({before}, and this is {told});"
-        " choose another --workdir."
+        f"{self.workdir} is of another study ({'; '.join(differ)}); give what"
+        " it was begun with, or choose another --workdir."
       )
 
   def _split(self, real):
@@ -179,7 +186,7 @@ class Runner:
     taught = self._taught_by(config)
     done = where / ROW
     if done.exists():
-      row = json.loads(done.read_text("utf-8"))
+      row = table.read_row(done)
       if row["config"] == found and row.get("taught_by", taught) == taught:
         return row
       raise config_lib.ConfigError(
@@ -229,7 +236,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     "--list", action="store_true", help="the cells, without running them"
   )
   args = parser.parse_args(arguments)
-  args.questions = tuple(args.questions.split(","))
+  args.questions = tuple(name.strip() for name in args.questions.split(","))
   for name in args.questions:
     if name not in questions.QUESTIONS:
       parser.error(
@@ -258,7 +265,13 @@ def main() -> None:
   jax.config.update("jax_compilation_cache_dir", str(cache))
   changes = {}
   if args.total_steps is not None:
-    changes = {"total_steps": args.total_steps, "optimizer.warmup_steps": 0}
+    often = max(1, args.total_steps // 20)
+    changes = {
+      "total_steps": args.total_steps,
+      "optimizer.warmup_steps": 0,
+      "log.every_steps": often,
+      "eval.every_steps": often,
+    }
   try:
     # Virtual devices share a processor: none but cells that need them are to
     # be timed so.
@@ -267,9 +280,13 @@ def main() -> None:
     left = runner.run(own)
     if (runner.workdir / table.TABLE).exists():
       plot.draw(runner.workdir)
+      say(f"the table and its page are in {args.workdir}: study.html")
   except Preempted as stop:
     say(str(stop))
     sys.exit(stop.code)
+  except KeyboardInterrupt:
+    say("stopped; the same command goes on from what is there")
+    sys.exit(128 + signal.SIGINT)
   except (ValueError, FileNotFoundError, Diverged) as error:
     sys.exit(f"{type(error).__name__}: {error}")
   if left:
@@ -283,7 +300,6 @@ def main() -> None:
       f"{len(cells) - len(own)} cells are for one device and were left to a run"
       " without --cpu_devices"
     )
-  say(f"the table and its page are in {args.workdir}: study.html")
   if runner.diverged:
     names = ", ".join(cell.name for cell in runner.diverged)
     sys.exit(f"{len(runner.diverged)} cells diverged: {names}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from aced import config as config_lib
@@ -119,14 +120,34 @@ def write(workdir: pathlib.Path) -> None:
   """Writes both tables of all rows that are there."""
   rows, curves = [], []
   for path in sorted(workdir.glob("*/*/row.json")):
-    row = json.loads(path.read_text("utf-8"))
-    row = {"run": path.parent.name, **row, **shares(path.parent)}
+    row = read_row(path)
+    try:
+      told = shares(path.parent)
+    except ValueError as error:  # Of pictures; the row is as good without.
+      logging.warning("%s", error)
+      told = {}
+    row = {"run": path.parent.name, **row, **told}
     rows.append(row)
     if row["method"] != "reference":
       curves += _curve(row, read_jsonl(path.parent / METRICS_FILE))
   # The curves first: no row is without its own.
   _write_csv(workdir / CURVES, curves)
   _write_csv(workdir / TABLE, rows)
+
+
+def read_row(path: pathlib.Path) -> dict[str, Any]:
+  """The row of one run.
+
+  Raises:
+    ValueError: the file is damaged; says which, and what to do.
+  """
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is damaged ({error}); remove it, and the same command makes it"
+      " anew of the run beside it."
+    ) from error
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -136,16 +157,24 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
   Raises:
     FileNotFoundError: no such table; says what makes it.
+    ValueError: a line of it is cut short.
   """
   if not path.exists():
     raise FileNotFoundError(
       f"{path} is not there; `python -m studies.run` makes it."
     )
   with path.open(newline="", encoding="utf-8") as file:
-    return [
-      {k: v if k in TEXTS else _value(v) for k, v in row.items() if v != ""}
-      for row in csv.DictReader(file)
-    ]
+    found = list(csv.DictReader(file))
+  for number, row in enumerate(found, start=2):
+    if None in row.values() or None in row:
+      raise ValueError(
+        f"{path} has another number of columns in line {number}; `python -m"
+        " studies.run` writes it anew."
+      )
+  return [
+    {k: v if k in TEXTS else _value(v) for k, v in row.items() if v != ""}
+    for row in found
+  ]
 
 
 def _curve(row, lines) -> Iterable[dict[str, Any]]:

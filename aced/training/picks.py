@@ -142,7 +142,10 @@ def read(workdir: str | os.PathLike) -> list[Picks]:
     try:
       with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
         found.append(Picks(int(path.stem), {k: kept[k] for k in kept.files}))
-      _ = found[-1].columns["index"], found[-1].columns["kept"]
+      rows = {len(found[-1].columns[name]) for name in ("index", "kept")}
+      rows |= {len(column) for column in found[-1].columns.values()}
+      if len(rows) > 1:
+        raise ValueError(f"its columns have {sorted(rows)} rows")
     except (*DAMAGED, ValueError, KeyError) as error:
       raise ValueError(
         f"{path} is damaged ({error}); remove it, and the page does without."

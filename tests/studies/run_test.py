@@ -146,6 +146,32 @@ def test_plots_tables_and_the_page(workdir, tmp_path):
   assert (tmp_path / "again" / "study.md").read_text() == text
 
 
+def test_damaged_picks_cost_a_row_nothing_else(tmp_path, caplog):
+  where = tmp_path / "cells" / "x"
+  (where / "picks").mkdir(parents=True)
+  (where / "picks" / "00000001.npz").write_bytes(b"PK\x03\x04 cut short")
+  (where / "row.json").write_text('{"method": "reference", "seed": 0}')
+  table.write(tmp_path)
+  assert table.read(tmp_path / table.TABLE)[0]["method"] == "reference"
+  assert "is damaged" in caplog.text
+  with pytest.raises(ValueError, match="studies"):
+    plot.draw(tmp_path)
+  (where / "row.json").write_text('{"method": "refer')
+  with pytest.raises(ValueError, match=r"row\.json is damaged"):
+    table.write(tmp_path)
+
+
+def test_a_table_without_students_or_cut_short_is_refused(tmp_path):
+  path = tmp_path / table.TABLE
+  (tmp_path / table.CURVES).write_text("run,step\n")
+  path.write_text("run,study,method\nlarger,scenes,reference\n")
+  with pytest.raises(ValueError, match="no row of a student yet"):
+    plot.draw(tmp_path)
+  path.write_text("run,study,method\nlarger,scenes\n")
+  with pytest.raises(ValueError, match="number of columns in line 2"):
+    plot.draw(tmp_path)
+
+
 def test_tables_of_no_study_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"studies\.run"):
     plot.draw(tmp_path)
@@ -172,6 +198,15 @@ def test_a_wrong_command_is_told_of(arguments, message, capsys):
 def test_a_study_of_files_asks_for_their_folder(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="by --data"):
     Runner(STUDIES["signdigits"], tmp_path)
+  # A folder in which nothing began is nobody's.
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_changes_says_which(tmp_path):
+  Runner(STUDY, tmp_path, changes=CHANGES)
+  with pytest.raises(config_lib.ConfigError) as refused:
+    Runner(STUDY, tmp_path, changes=CHANGES | {"total_steps": 3})
+  assert "changes" in str(refused.value) and "crops" not in str(refused.value)
 
 
 def test_the_real_set_is_split_and_its_config_resolves(shared_data, tmp_path):
