@@ -86,6 +86,7 @@ def test_several_captions_and_broken_records(repository, tmp_path):
   assert (second[1][0] != second[1][1]).any()
 
 
+@pytest.mark.slow
 def test_training_from_a_cache_is_training_with_the_model(
   repository, tmp_path, folder
 ):

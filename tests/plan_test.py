@@ -89,6 +89,7 @@ def test_the_price_of_a_run_by_hand(repository, monkeypatch):
   assert run["iid_chip_hours"] == pytest.approx(hours / relative)
 
 
+@pytest.mark.slow
 def test_what_would_make_it_fit_is_compiled(repository, monkeypatch):
   # In blocks and recomputed already, so that fewer changes are tried.
   config = smoke(repository, batch_size=64, total_steps=9)

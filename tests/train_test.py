@@ -325,6 +325,7 @@ def test_records_that_cannot_be_read_are_masked_counted_and_named(
   assert any("damaged_image" in text and str(path) in text for text in named)
 
 
+@pytest.mark.slow
 def test_fsdp_gives_the_same_losses(repository, tmp_path):
   losses = []
   for fsdp in (1, 4):

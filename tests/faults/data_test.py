@@ -144,6 +144,7 @@ def test_broken_records_are_counted(whole):
   assert restarts(whole) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.tries(1, 5)
 def test_broken_records_are_counted_by_a_resumed_run(
   whole, workdir, flags, seed

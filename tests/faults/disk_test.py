@@ -189,6 +189,7 @@ def goes_on(trainer, workdir, rng, trouble):
   assert not_saved(trainer)[-1] <= failed + EVERY
 
 
+@pytest.mark.slow
 @pytest.mark.tries(1, 5)
 def test_full_for_a_while(whole, disk, seed):
   with Trainer(disk, *FLAGS) as trainer:

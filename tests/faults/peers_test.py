@@ -25,6 +25,7 @@ def whole(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.tries(1, 5)
 def test_one_of_two_is_killed(whole, seed):
   rng = np.random.default_rng(seed)
@@ -53,8 +54,8 @@ def until(condition, seconds=10):
     time.sleep(0.05)
 
 
-def test_another_config_is_named_by_all(whole):
-  workdir = whole.with_name("config")
+def test_another_config_is_named_by_all(tmp_path):
+  workdir = tmp_path / "config"
   seeds = [("--config.seed=0",), ("--config.seed=1",)]
   with Trainer(workdir, processes=2, each=seeds) as trainer:
     assert trainer.wait(120) == [1, 1], trainer.log()[-3000:]
@@ -64,11 +65,11 @@ def test_another_config_is_named_by_all(whole):
   assert not workdir.exists()
 
 
-def test_one_that_fails_ends_all_with_its_words(whole, tmp_path):
+def test_one_that_fails_ends_all_with_its_words(tmp_path):
   """A host without the data: nobody waits for it, and nobody tries again."""
   source = write_pairs(tmp_path / "here", 100, broken=())
   (tmp_path / "there").mkdir()
-  workdir = whole.with_name("fails")
+  workdir = tmp_path / "fails"
   with Trainer(
     workdir,
     f"--config.input.source=jsonl:{source.name}",

@@ -19,6 +19,7 @@ def curated(repository, where, **changes):
   return config
 
 
+@pytest.mark.slow
 def test_a_reference_is_what_its_weights_say(repository, tmp_path):
   train(smoke(repository, "iid", total_steps=3), tmp_path / "run")
   given = curated(repository, tmp_path / "run")

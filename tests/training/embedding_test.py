@@ -67,6 +67,7 @@ def test_divided_rows_come_together_again():
   np.testing.assert_array_equal(restore(parts)["x"], rows["x"])
 
 
+@pytest.mark.slow
 def test_training_with_cheap_scoring(repository, tmp_path):
   """Through the loop: cheaper scoring, and a model trained at both sizes."""
   changes = {"scoring__patch_size": 32, "scoring__reference": True}

@@ -81,7 +81,10 @@ def test_each_model_sees_its_own(repository, pieces):
 
 @pytest.mark.parametrize(
   ("name", "variant"),
-  [("aced", ""), ("kd", "softmax")],
+  [
+    ("aced", ""),
+    pytest.param("kd", "softmax", marks=pytest.mark.slow),
+  ],
 )
 def test_a_step_is_that_of_the_embeddings(repository, pieces, name, variant):
   """The same as one that is handed the embeddings of the frozen model."""
