@@ -76,7 +76,7 @@ EXTRAS = {
     "torchvision>=0.28",
   ],
   # What it needs beside itself, a clone on PYTHONPATH.
-  "big_vision": [
+  "big-vision": [
     "clu>=0.0.12",
     "einops>=0.8",
     "importlib-resources>=6",

@@ -51,7 +51,7 @@ case "${1:-}" in
         "https://github.com/google-research/big_vision" >&2
       exit 2
     fi
-    extras="test,big_vision"
+    extras="test,big-vision"
     venv=.venv-bv
     shift 2
     set -- -m big_vision "$@"

@@ -25,7 +25,7 @@ HELP = (
   "big_vision is no package: git clone"
   " https://github.com/google-research/big_vision, set PYTHONPATH to the folder"
   " that was cloned, and install what it needs with"
-  ' pip install "aced[big_vision]".'
+  ' pip install -e ".[big-vision]" in the checkout of aced.'
 )
 NEEDS = ("tensorflow", "clu", "einops")
 # Functions that were once at the top of jax: name -> the name in `jax.tree`.

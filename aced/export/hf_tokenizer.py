@@ -385,7 +385,7 @@ def _library():
   except ImportError as error:
     raise ConfigError(
       "writing a tokenizer.json needs the package tokenizers: pip install"
-      ' "aced[hf]".'
+      ' -e ".[hf]".'
     ) from error
   return tokenizers
 

@@ -31,7 +31,7 @@ def package() -> Any:
     import onnx
   except ImportError as error:
     raise ImportError(
-      "exporting to ONNX needs the package onnx: pip install 'aced[onnx]'."
+      "exporting to ONNX needs the package onnx: pip install -e '.[onnx]'."
     ) from error
   return onnx
 

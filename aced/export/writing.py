@@ -124,7 +124,7 @@ def check_request(
       if importlib.util.find_spec(package) is None:
         raise ConfigError(
           f"format {name!r} needs the package {package}: pip install"
-          f" 'aced[{FORMATS[name].extra}]', or leave it out of --formats."
+          f' -e ".[{FORMATS[name].extra}]", or leave it out of --formats.'
         )
   if "hf" in formats:
     student.tokens([])  # Says so where there is no tokenizer.

@@ -81,7 +81,7 @@ def test_what_is_missing_is_told_with_how_to_get_it(monkeypatch):
   assert text.startswith("big_vision, tensorflow, einops cannot be imported")
   assert "git clone https://github.com/google-research/big_vision" in text
   assert "PYTHONPATH" in text
-  assert 'pip install "aced[big_vision]"' in text
+  assert 'pip install -e ".[big-vision]"' in text
 
 
 def run(*command):

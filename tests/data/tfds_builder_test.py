@@ -282,7 +282,7 @@ def test_spans():
 
 def test_beam_that_is_not_installed(pairs, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  with pytest.raises(BuildError, match=r"pip install aced\[beam\]"):
+  with pytest.raises(BuildError, match=r"pip install -e '\.\[beam\]'"):
     build(tmp_path, source=pairs, beam=True)
 
 

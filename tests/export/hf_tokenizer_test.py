@@ -300,7 +300,7 @@ def test_refuses_by_name(specs, tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match="Other is not a kind that"):
     write_tokenizer(Other(8), tmp_path)
   monkeypatch.setitem(sys.modules, "tokenizers", None)
-  with pytest.raises(ConfigError, match=r'pip install "aced\[hf\]"'):
+  with pytest.raises(ConfigError, match=r'pip install -e "\.\[hf\]"'):
     write_tokenizer(tokenizer, tmp_path)
 
 

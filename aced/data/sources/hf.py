@@ -29,7 +29,7 @@ class HuggingFace(Source):
       import datasets
     except ImportError as error:
       raise SourceError(
-        "hf: needs the package datasets: pip install aced[formats]."
+        "hf: needs the package datasets: pip install -e '.[formats]'."
       ) from error
     self._where, self._config = where, config
     self._fields = fields or Fields()

@@ -35,7 +35,7 @@ class Parquet(Source):
       import pyarrow.parquet as _  # noqa: F401
     except ImportError as error:
       raise SourceError(
-        "parquet: needs pyarrow: pip install aced[formats]."
+        "parquet: needs pyarrow: pip install -e '.[formats]'."
       ) from error
     self.pattern, self._fields = pattern, fields or Fields()
     self._paths = storage.expand(pattern)

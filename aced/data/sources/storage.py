@@ -1,7 +1,7 @@
 """Files, here or in a bucket: what a pattern names, and reading anywhere.
 
 Paths with a scheme (`gs://`, `s3://`) go through fsspec, which needs the
-package of that store (`pip install aced[gcs]` or `[s3]`).
+package of that store (the extras `gcs` and `s3`).
 """
 
 import collections

@@ -18,7 +18,7 @@ source. Those without a picture or a caption are dropped, and so are fields that
 JSON cannot express; the file metadata.json beside the records counts them.
 
 With `"beam": true` in the config, or `--beam_pipeline_options`, Apache Beam
-reads and writes (`pip install aced[beam]`, in an environment of its own). The
+reads and writes (`pip install -e ".[beam]"`, in an environment of its own). The
 paths of the source and DATA must then mean the same to every worker: a shared
 disk, or buckets. Where it runs is for the options to say, on one line; on the
 machine itself where they do not:
@@ -297,6 +297,6 @@ def check_beam() -> None:
   except ImportError as error:
     raise BuildError(
       f"Apache Beam is asked for, and cannot be imported ({error}): pip install"
-      " aced[beam], in an environment of its own, or leave out beam and"
+      " -e '.[beam]', in an environment of its own, or leave out beam and"
       " --beam_pipeline_options."
     ) from error

@@ -97,7 +97,7 @@ class Tokenizer(ABC):
       return importlib.import_module(name)
     except ImportError as error:
       raise self._error(
-        f"needs the package {name}: pip install aced[formats]."
+        f"needs the package {name}: pip install -e '.[formats]'."
       ) from error
 
   def _read(self, path: str | os.PathLike, advice: str) -> bytes:

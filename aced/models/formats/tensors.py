@@ -65,7 +65,7 @@ def package():
     import safetensors.numpy
   except ImportError as error:
     raise ImportError(
-      "safetensors files need the package safetensors: pip install 'aced[hf]'."
+      "safetensors files need the package safetensors: pip install -e '.[hf]'."
     ) from error
   return safetensors
 

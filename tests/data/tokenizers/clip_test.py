@@ -184,7 +184,7 @@ def test_refuses_other_files(data, message, tmp_path):
 @pytest.mark.parametrize("package", ["ftfy", "tokenizers"])
 def test_needs_packages(spec, package, monkeypatch):
   monkeypatch.setitem(sys.modules, package, None)
-  with pytest.raises(ConfigError, match=rf"{package}: pip install aced\[for"):
+  with pytest.raises(ConfigError, match=rf"{package}: pip install -e '\.\[for"):
     load(spec, 16)
 
 

@@ -137,7 +137,7 @@ def test_refuses_by_name(folder, tmp_path, monkeypatch):
       load(spec, 16)
   assert load(f"hf:{tmp_path}/endless.json?special=1&pad=<unk>", 9).pad == 0
   monkeypatch.setitem(sys.modules, "tokenizers", None)
-  with pytest.raises(ConfigError, match=r"pip install aced\[formats\]"):
+  with pytest.raises(ConfigError, match=r"pip install -e '\.\[formats\]"):
     load(f"hf:{folder}/bert", 16)
 
 
