@@ -15,8 +15,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from aced.data import picture_formats
 from aced.data.records import BadRecord
 
+# Endings of files that hold pictures, and kinds of members in tar shards.
+PICTURE_ENDINGS = picture_formats.PICTURE_ENDINGS
 # More pixels than any camera has: such a file is made to fill the memory. It
 # is less than what Pillow itself warns of.
 MAX_PIXELS = 64_000_000
