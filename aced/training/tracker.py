@@ -398,5 +398,5 @@ def _jsonable(value):
 def _not_installed(package, extra):
   return ModuleNotFoundError(
     f"config.log.trackers asks for {package}, which is not installed; run"
-    f" `pip install -e \".[{extra}]\"` or take it out of the list."
+    f' `pip install -e ".[{extra}]"` or take it out of the list.'
   )

@@ -133,7 +133,7 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, name, package):
 
 
 def test_tensorboard(tmp_path):
-  pytest.importorskip("tensorboardX", reason="the extra tensorboard is not here")
+  pytest.importorskip("tensorboardX", reason="without the extra tensorboard")
   with make_tracker(["tensorboard"], tmp_path) as one:
     one.log(1, {"loss": jnp.float32(2.5), "data/masked": np.nan})
   assert read_jsonl(tmp_path / "metrics.jsonl")[0]["loss"] == 2.5

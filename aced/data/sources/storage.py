@@ -5,6 +5,7 @@ package of that store (the extras `gcs` and `s3`).
 """
 
 import collections
+import glob
 import os
 import threading
 import weakref
@@ -43,6 +44,8 @@ def filesystem(path: str):
 def expand(pattern: str) -> list[str]:
   """Returns the files that a pattern names, in order, each once.
 
+  A name that exists is taken as it stands, whatever letters are in it.
+
   Args:
     pattern: paths joined by commas, with braces (`{00..99}`, `{a,b}`) and
       `*`; local or with a scheme. A name with braces must exist.
@@ -51,12 +54,48 @@ def expand(pattern: str) -> list[str]:
     SourceError: nothing matches, or a file is not there.
   """
   paths: list[str] = []
-  for part in _split(pattern):
-    for path in _braces(part, pattern):
-      paths += _glob(path)
+  for part in _parts(pattern):
+    paths += _files(part)
   if not paths:
-    raise SourceError(f"{pattern!r} names no file.")
+    raise SourceError(
+      f"{pattern!r} names no file; expected paths joined by commas, with"
+      " {00..99}, {a,b} and *."
+    )
   return list(dict.fromkeys(paths))
+
+
+def _parts(pattern: str) -> list[str]:
+  """Splits a pattern at commas, and braces into what they stand for."""
+  if _is_literal(pattern):
+    return [pattern]
+  parts = []
+  for part in _split(pattern):
+    parts += [part] if _is_literal(part) else _braces(part, pattern)
+  return parts
+
+
+def _is_literal(pattern: str) -> bool:
+  """Whether a name with commas or braces in it exists as it stands."""
+  if is_remote(pattern) or not any(letter in pattern for letter in ",{}"):
+    return False
+  return bool(_glob(pattern))
+
+
+def _glob(path: str) -> list[str]:
+  """The local files and folders that a path names, in order.
+
+  Brackets are a class of letters only where no name has them.
+  """
+  path = _local(path)
+  escaped = "*".join(map(glob.escape, path.split("*")))
+  for name in (escaped, path):
+    if found := glob.glob(name, recursive=True, include_hidden=True):
+      return sorted(found)
+  return []
+
+
+def _local(path: str) -> str:
+  return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
 
 def _split(pattern):
@@ -80,27 +119,44 @@ def _braces(part, pattern):
     ) from error
 
 
-def _glob(path: str) -> list[str]:
-  """The files that a path with `*` or `[` names; or the path itself."""
-  if not is_remote(path):
-    path = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
-  files = filesystem(path)
-  if is_remote(path) and "*" not in path:
-    return [path]  # Whether it is there is told when it is read.
-  if any(letter in path for letter in "*[") and not files.exists(path):
+def _files(path: str) -> list[str]:
+  """The files that a path with `*` names; or the path itself."""
+  if is_remote(path):
+    if "*" not in path:
+      filesystem(path)
+      return [path]  # A missing one is told when it is read.
+    files = filesystem(path)
     found = [name for name in files.glob(path) if not files.isdir(name)]
-    return [files.unstrip_protocol(n) if is_remote(path) else n for n in found]
-  if not files.exists(path):
-    folder, name = path.rsplit("/", 1)
-    near = []
-    if files.isdir(folder):
-      near = [p.rsplit("/", 1)[-1] for p in files.ls(folder, detail=False)]
-    raise SourceError(f"there is no file {path}.{did_you_mean(name, near)}")
-  if files.isdir(path):
+    return [files.unstrip_protocol(name) for name in found]
+  path = _local(path)
+  if os.path.isdir(path):
     raise SourceError(
       f"{path} is a folder; name the files in it, such as {path}/*.tar"
     )
-  return [path]
+  if os.path.exists(path):
+    return [path]
+  found = _glob(path)
+  if not found and not any(letter in path for letter in "*["):
+    folder, name = os.path.split(path)
+    near = os.listdir(folder) if os.path.isdir(folder) else []
+    raise SourceError(f"there is no file {path}.{did_you_mean(name, near)}")
+  return [name for name in found if os.path.isfile(name)]
+
+
+# How files begin that are compressed, and cannot be read in any order.
+_COMPRESSED = {
+  b"\x1f\x8b": "gzip",
+  b"\x28\xb5\x2f\xfd": "zstd",
+  b"BZh": "bzip2",
+  b"\xfd7zXZ\0": "xz",
+  b"PK\x03\x04": "zip",
+}
+
+
+def compression(head: bytes) -> str:
+  """Names how a file is compressed, by its first bytes; "" if it is not."""
+  starts = (name for s, name in _COMPRESSED.items() if head.startswith(s))
+  return next(starts, "")
 
 
 class Storage:

@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from aced.data.records import SourceError
 from aced.data.sources import tar
-from aced.data.sources.storage import Storage, is_remote
+from aced.data.sources.storage import Storage, compression, is_remote
 
 # Loading these can run any code that their author put in.
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt", "dill", "joblib")
 MEMBER = np.dtype([("offset", "<i8"), ("size", "<i8"), ("kind", "u1")])
-FORMAT = 1
+FORMAT = 2
 _SCANS = 8  # Shards read at a time.
+_TOLD = 3  # Damages of a shard that are named.
 _TRIES = 5  # To put an index where another process does so too.
 
 
@@ -117,12 +118,13 @@ def _places(storage, folder) -> list[pathlib.Path]:
   """Where the index of these shards may be, the preferred place first."""
   digest = hashlib.sha256("\n".join(storage.paths).encode()).hexdigest()[:16]
   if folder:
-    return [pathlib.Path(folder).expanduser() / digest]
-  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  places = [pathlib.Path(cache) / "aced" / "indices" / digest]
-  first = storage.paths[0]
+    return [pathlib.Path(os.path.expanduser(folder)) / digest]
+  places, first = [], storage.paths[0]
   if not is_remote(first):
-    places.insert(0, pathlib.Path(first).parent / ".aced_index" / digest)
+    places.append(pathlib.Path(first).parent / ".aced_index" / digest)
+  cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  if os.path.isabs(cache):  # It is not where a user has no home.
+    places.append(pathlib.Path(cache) / "aced" / "indices" / digest)
   return places
 
 
@@ -245,62 +247,83 @@ def _known(old, stamps):
 
 def _scan_shard(storage, number, size, stamp):
   """`(Shard, kinds, members, members of each record)` of one shard."""
-  window = tar.FAR_WINDOW if is_remote(storage.paths[number]) else tar.WINDOW
-  kinds, rows, counts, damage = {}, [], [], []
-  last, seen = None, set()
+  kinds, rows, records, damage = {}, [], _Records(), []
   try:
-    for item in tar.scan(lambda *at: storage.read(number, *at), size, window):
+    for item in _members(storage, number, size):
       if isinstance(item, str):
         damage.append(item)
         continue
-      name, offset, length = item
-      split = tar.member_name(name)
-      if split is None:
-        continue
-      key, kind = split
-      _refuse_pickles(storage.paths[number], name, kind)
-      if key != last:
-        if key in seen:
-          damage.append(f"members of {key!r} stand apart")
-        seen.add(key)
-        counts.append(0)
-        last = key
-      counts[-1] += 1
-      rows.append((offset, length, kinds.setdefault(kind, len(kinds))))
+      (key, kind), offset, length = item
+      kind = kinds.setdefault(kind, len(kinds))
+      rows.append((records.number(key, kind), offset, length, kind))
   except OSError as error:
     raise SourceError(
       f"{storage.paths[number]} cannot be read: {error.strerror or error}."
     ) from error
   if not rows:
     _explain_nothing(storage, number)
+  damage += records.damage
   shard = Shard(
     size,
     stamp,
-    len(counts),
+    len(records),
     len(rows),
-    "; ".join(damage[:3]),
+    "; ".join(damage[:_TOLD]),
     any(text.startswith(tar.CUT) for text in damage),
   )
-  return shard, tuple(kinds), np.array(rows, MEMBER), np.array(counts, np.int64)
+  rows.sort(key=lambda row: row[0])  # Stable: members keep their order.
+  counts = np.bincount([row[0] for row in rows], minlength=len(records))
+  members = np.array([row[1:] for row in rows], MEMBER)
+  return shard, tuple(kinds), members, counts.astype(np.int64)
 
 
-# How files begin that are taken for tar archives by mistake.
-_COMPRESSED = {
-  b"\x1f\x8b": "gzip",
-  b"\x28\xb5\x2f\xfd": "zstd",
-  b"BZh": "bzip2",
-}
+def _members(storage, number, size):
+  """Yields `((key, kind), offset, size)` of members, and texts of damages."""
+  window = tar.FAR_WINDOW if is_remote(storage.paths[number]) else tar.WINDOW
+  for item in tar.scan(lambda *at: storage.read(number, *at), size, window):
+    if isinstance(item, str):
+      yield item
+    elif (split := tar.member_name(item[0])) is not None:
+      _refuse_pickles(storage.paths[number], item[0], split[1])
+      yield split, *item[1:]
+
+
+class _Records:
+  """Numbers the records of a shard, in the order of their first members.
+
+  Members of a record may stand apart, as in an archive of all pictures and then
+  all texts. A member that a record has already begins another record: names
+  have been given twice.
+  """
+
+  def __init__(self):
+    self.damage: list[str] = []
+    # Key -> the number of its record, and a bit for each kind it has.
+    self._seen: dict[str, tuple[int, int]] = {}
+    self._count = 0
+
+  def __len__(self):
+    return self._count
+
+  def number(self, key: str, kind: int) -> int:
+    """The number of the record of a member, from 0."""
+    number, kinds = self._seen.get(key, (-1, 0))
+    if number < 0 or kinds >> kind & 1:
+      if number >= 0 and len(self.damage) < _TOLD:
+        self.damage.append(f"members of {key!r} stand twice")
+      number, kinds = self._count, 0
+      self._count += 1
+    self._seen[key] = number, kinds | 1 << kind
+    return number
 
 
 def _explain_nothing(storage, number) -> None:
   """Refuses a file without a member that is no tar archive at all."""
-  beginning = storage.read(number, 0, 8)
-  for start, name in _COMPRESSED.items():
-    if beginning.startswith(start):
-      raise SourceError(
-        f"{storage.paths[number]} is compressed ({name}), and cannot be read in"
-        " any order; unpack it to .tar first, such as with gunzip."
-      )
+  if packed := compression(storage.read(number, 0, 8)):
+    raise SourceError(
+      f"{storage.paths[number]} is compressed ({packed}), and cannot be read in"
+      " any order; unpack it to .tar first, such as with gunzip."
+    )
 
 
 def _refuse_pickles(path, name, kind):

@@ -44,9 +44,9 @@ def find(name: str, data_dir: str = "") -> str:
         " folders. Copy or mount it."
       )
   if name.startswith(("/", ".", "~")):
-    return _folder(pathlib.Path(name).expanduser().absolute())
+    return _folder(pathlib.Path(os.path.expanduser(name)).absolute())
   root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  root = pathlib.Path(root).expanduser().absolute()
+  root = pathlib.Path(os.path.expanduser(root)).absolute()
   name, config, version = _parts(name)
   prepared = _prepared(root / name)
   if not prepared:

@@ -61,6 +61,19 @@ def test_patterns(folder, bucket):
 
 
 @pytest.mark.parametrize(
+  "name", ["[2024] set", "{a,b}", "a, b", "{00..02}", "x[", "]y", "a*b"]
+)
+def test_a_name_that_exists_is_taken_as_it_stands(folder, name):
+  (folder / name).mkdir()
+  (folder / name / "x-00.tar").write_bytes(b"x")
+  for pattern in ("x-00.tar", "x-*.tar", "*"):
+    want = [f"{folder}/{name}/x-00.tar"]
+    assert expand(f"{folder}/{name}/{pattern}") == want
+  (folder / f"{name}.tar").write_bytes(b"x")
+  assert expand(f"{folder}/{name}.tar") == [f"{folder}/{name}.tar"]
+
+
+@pytest.mark.parametrize(
   ("pattern", "message"),
   [
     ("{}/a-{{00..03}}.tar", r"no file .*a-03.tar. Did you mean 'a-0[0-2].tar'"),

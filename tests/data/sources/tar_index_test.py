@@ -139,11 +139,53 @@ def test_a_compressed_shard_is_told(tmp_path):
     tar_index.load(Storage([str(path)]))
 
 
-def test_members_that_stand_apart_are_told(tmp_path, caplog):
-  members = [("0.jpg", b"a"), ("1.jpg", b"b"), ("0.txt", b"a"), ("1.txt", b"b")]
+def test_members_that_stand_apart_are_joined(tmp_path, caplog):
+  members = [("0.jpg", b"a"), ("1.jpg", b"b"), ("1.txt", b"B"), ("0.txt", b"A")]
   (tmp_path / "x.tar").write_bytes(archive(members))
-  tar_index.load(Storage([str(tmp_path / "x.tar")]))
-  assert "members of '0' stand apart" in caplog.text
+  storage = Storage([str(tmp_path / "x.tar")])
+  index = tar_index.load(storage)
+  want = [{"jpg": b"a", "txt": b"A"}, {"jpg": b"b", "txt": b"B"}]
+  assert contents(storage, index) == want
+  assert not caplog.text and not index.shards[0].damage
+
+
+def test_names_that_are_given_twice_are_two_records_and_told(tmp_path, caplog):
+  members = [("0.jpg", b"a"), ("0.txt", b"A"), ("0.jpg", b"b"), ("0.txt", b"B")]
+  (tmp_path / "x.tar").write_bytes(archive(members))
+  storage = Storage([str(tmp_path / "x.tar")])
+  want = [{"jpg": b"a", "txt": b"A"}, {"jpg": b"b", "txt": b"B"}]
+  assert contents(storage, tar_index.load(storage)) == want
+  assert "members of '0' stand twice" in caplog.text
+
+
+def test_records_keep_the_order_of_their_first_members(tmp_path):
+  order = np.random.default_rng(0).permutation(40)
+  members = [
+    (f"{k // 2}.{('jpg', 'txt')[k % 2]}", b"%d" % k) for k in order.tolist()
+  ]
+  (tmp_path / "x.tar").write_bytes(archive(members))
+  storage = Storage([str(tmp_path / "x.tar")])
+  found = contents(storage, tar_index.load(storage))
+  first = list(dict.fromkeys(k // 2 for k in order.tolist()))
+  assert found == [
+    {"jpg": b"%d" % (2 * k), "txt": b"%d" % (2 * k + 1)} for k in first
+  ]
+
+
+def test_a_user_without_a_home_keeps_the_index_beside_the_shards(
+  shards, monkeypatch
+):
+  for name in ("HOME", "XDG_CACHE_HOME"):
+    monkeypatch.delenv(name, raising=False)
+  # As for a user who is in no passwd file, too.
+  monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+  assert len(tar_index.load(shards).starts) == 21
+  folder = pathlib.Path(shards.paths[0]).parent
+  assert list((folder / ".aced_index").glob("*/index.json"))
+  (folder / ".aced_index").rename(folder / "moved")
+  (folder / ".aced_index").write_text("in the way")
+  with pytest.raises(SourceError, match=r"cannot be kept.*index=FOLDER"):
+    tar_index.load(shards)
 
 
 def test_too_many_kinds(tmp_path):
