@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from aced.config import did_you_mean
-from aced.data.records import Record, Source, SourceError
+from aced.data.records import BadRecord, Record, Source, SourceError
 
 # What is wrong with a pair: the `fault` of its record.
 NONE, SWAPPED, JUNK, BLANK, NOISE, DUPLICATE = range(6)
@@ -133,7 +133,7 @@ class Faulty(Source):
     """Gives a record the caption of another; clean if all have the same."""
     for _ in range(_TRIES):
       text = self.source.fields(self._other(index, rng)).get("text")
-      if text != record.get("text"):
+      if not isinstance(text, BadRecord) and text != record.get("text"):
         return _told(record | {"text": text}, SWAPPED)
     return _told(record, NONE)
 

@@ -147,8 +147,11 @@ def captions(record: Mapping[str, Any]) -> list[str]:
     BadRecord: there is none.
   """
   text = record.get("text")
+  if isinstance(text, BadRecord):
+    raise text
   texts = text if isinstance(text, list | tuple) else [text]
-  good = [t for t in texts if isinstance(t, str) and t.strip()]
+  why = [_not_text(value) for value in texts]
+  good = [t for t, no in zip(texts, why, strict=True) if not no and t.strip()]
   if good:
     return good
   if text is None:
@@ -158,11 +161,22 @@ def captions(record: Mapping[str, Any]) -> list[str]:
       f"there is no caption; other fields are {fields or 'none'}, and"
       " ?text=NAME takes one of them",
     )
-  for value in texts:
-    if not isinstance(value, str):
-      raise BadRecord(
-        "caption_not_text",
-        f"the caption is {value!r:.60} of type {type(value).__name__}, not a"
-        " string",
-      )
+  for problem in filter(None, why):
+    raise BadRecord("caption_not_text", problem)
   raise BadRecord("empty_caption", f"the caption is {text!r:.60}")
+
+
+def _not_text(value: Any) -> str | None:
+  """Says why a value is no caption; None for a text."""
+  if isinstance(value, bytes):
+    marked = value.startswith((b"\xff\xfe", b"\xfe\xff"))
+    what = "UTF-16" if marked else "not UTF-8"
+    return f"the caption is {what}: {value!r:.60}; write it anew as UTF-8"
+  if not isinstance(value, str):
+    return (
+      f"the caption is {value!r:.60} of type {type(value).__name__}, not a"
+      " string"
+    )
+  if "\0" in value:
+    return f"the caption has null characters, as UTF-16 has: {value!r:.60}"
+  return None

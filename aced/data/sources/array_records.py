@@ -8,7 +8,7 @@ from array_record.python import array_record_module as array_record
 
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import examples, storage
-from aced.data.sources.fields import Fields
+from aced.data.sources.fields import Fields, unreadable
 
 # Files kept open; those used longest ago are closed.
 OPEN_READERS = 512
@@ -69,7 +69,7 @@ class ArrayRecords(Source):
     try:
       return self._fields.record(self._read(self._check(index)), picture)
     except BadRecord as bad:
-      return {"text": "(unreadable)"} | ({"image": bad} if picture else {})
+      return unreadable(bad, picture)
 
   def _read(self, index):
     number, entry = self._find(index)

@@ -1,5 +1,12 @@
-"""Which fields of stored records are the picture, the caption, the class."""
+"""From stored values to records: the rules that all kinds of sources share.
 
+Which field is the picture, the caption and the class; what text is cleaned of;
+what a label is; what JSON is taken; what stands for a record that is damaged.
+"""
+
+import itertools
+import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -7,20 +14,26 @@ import numpy as np
 
 from aced.config import did_you_mean
 from aced.data.records import BadRecord, Record, SourceError
+from aced.data.sources.picture_files import read_picture
+
+_MARK = "\ufeff"  # The byte-order mark.
 
 
 class Fields(NamedTuple):
   """Names of fields, as options of a source give them.
 
   Attributes:
-    image: the picture: encoded bytes, or a table with them as `bytes`.
+    image: the picture: encoded bytes, or a table with them as `bytes`, or the
+      path of a file as `path`.
     text: the caption, or a list of them.
     label: the class name; None is "label", if there.
+    lines: whether each line of a caption is a caption of its own.
   """
 
   image: str = "image"
   text: str = "text"
   label: str | None = None
+  lines: bool = False
 
   def check(self, names: Mapping[str, Any] | list[str], where: str) -> None:
     """Refuses names that the records do not have.
@@ -28,7 +41,8 @@ class Fields(NamedTuple):
     Raises:
       SourceError: naming the option and the fields that there are.
     """
-    for option, name in self._asdict().items():
+    for option in ("image", "text", "label"):
+      name = getattr(self, option)
       if name in names or name is None:
         continue
       raise SourceError(
@@ -37,35 +51,114 @@ class Fields(NamedTuple):
         f" another one, such as ?{option}=NAME."
       )
 
-  def record(self, stored: Mapping[str, Any], picture: bool = True) -> Record:
+  def record(
+    self,
+    stored: Mapping[str, Any],
+    picture: bool = True,
+    folder: str | None = None,
+  ) -> Record:
     """Returns a stored record as sources give it.
 
     Args:
       stored: its fields; numpy values become those of Python.
       picture: whether the image is wanted.
+      folder: where pictures that are stored as paths are; None is nowhere.
     """
     record = {
-      name: plain(value) for name, value in stored.items() if name != self.image
+      name: plain(value)
+      for name, value in stored.items()
+      if name != self.image or isinstance(value, str)  # A path is kept.
     }
-    record["text"] = record.get(self.text)
-    if self.label is not None and self.label in record:
-      record["label"] = str(record[self.label])
+    record["text"] = texts(record.get(self.text), self.lines)
+    label = self.label or "label"
+    if label in record:
+      record["label"] = label_of(record[label])
     record.pop("image", None)
-    return record | ({"image": self._picture(stored)} if picture else {})
+    return record | (
+      {"image": self._picture(stored, folder)} if picture else {}
+    )
 
-  def _picture(self, stored):
+  def _picture(self, stored, folder) -> Any:
     image = stored.get(self.image)
     if isinstance(image, Mapping):  # As Hugging Face datasets store pictures.
-      image = image.get("bytes")
-    if image is None:
+      known = image.get("bytes") is not None
+      image = image["bytes"] if known else image.get("path")
+    if isinstance(image, str) and image:
+      if folder is not None:
+        return read_picture(folder, image)
       return BadRecord(
-        "missing_image", f"the field {self.image!r} holds no picture"
+        "missing_image",
+        f"the field {self.image!r} is the text {image!r:.60}; expected the"
+        " encoded bytes of the picture",
       )
-    return image
+    if isinstance(image, bytes | bytearray | memoryview | np.ndarray):
+      return image
+    if self.image not in stored:
+      there = ", ".join(sorted(stored)) or "none"
+      why = (
+        f"there is no field {self.image!r}; there are {there}, and ?image=NAME"
+        " takes one of them"
+      )
+    elif image is None or image == "":
+      empty = "null" if image is None else "empty"
+      why = f"the field {self.image!r} is {empty}"
+    else:
+      why = (
+        f"the field {self.image!r} is {image!r:.60} of type"
+        f" {type(image).__name__}; expected encoded bytes, or a path"
+      )
+    return BadRecord("missing_image", why)
+
+
+def unreadable(bad: BadRecord, picture: bool = True) -> Record:
+  """The record in the place of one that is damaged as a whole."""
+  return {"text": bad} | ({"image": bad} if picture else {})
+
+
+def texts(value: Any, lines: bool = False) -> Any:
+  """A caption, or a list of them, as records hold it.
+
+  A byte-order mark, carriage returns and outer blanks are taken off. What is no
+  text stays as it is, for `records.captions` to refuse.
+
+  Args:
+    value: as `plain` returns it.
+    lines: whether each line that is not empty is a caption of its own.
+  """
+  if isinstance(value, list):
+    found = (texts(v, lines) for v in value)
+    found = (v if isinstance(v, list) else [v] for v in found)
+    return list(itertools.chain.from_iterable(found))
+  if not isinstance(value, str):
+    return value
+  value = value.removeprefix(_MARK).replace("\r\n", "\n").replace("\r", "\n")
+  if lines:
+    return [line for line in map(str.strip, value.split("\n")) if line]
+  return value.strip()
+
+
+def label_of(value: Any) -> Any:
+  """The class name that a stored value stands for; None is no class.
+
+  Numbers become text, a whole one without a point: columns of whole numbers in
+  which some are missing are stored as floats. What is no name stays as it is.
+  """
+  if isinstance(value, list) and len(value) == 1:
+    value = value[0]
+  if isinstance(value, float):
+    if math.isnan(value):
+      return None
+    value = int(value) if value.is_integer() else value
+  if isinstance(value, int | float):
+    return str(value)
+  return texts(value)
 
 
 def plain(value: Any) -> Any:
-  """A value as Python has it: no numpy, and strings in the place of bytes."""
+  """A value as Python has it: no numpy, and strings in the place of bytes.
+
+  Bytes that are no UTF-8 stay bytes.
+  """
   if isinstance(value, np.ndarray):
     return (
       [plain(v) for v in value.tolist()] if value.ndim else plain(value.item())
@@ -80,3 +173,19 @@ def plain(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [plain(v) for v in value]
   return value
+
+
+def json_object(data: bytes) -> Record:
+  """Returns the fields of a JSON object.
+
+  Raises:
+    BadRecord: the bytes are no JSON, or another value.
+  """
+  try:
+    found = json.loads(data)
+  # A ValueError is also raised for numbers of thousands of digits.
+  except (ValueError, RecursionError) as error:
+    raise BadRecord("bad_line", f"it cannot be read: {error}") from error
+  if not isinstance(found, dict):
+    raise BadRecord("bad_line", f"it is of type {type(found).__name__}")
+  return found

@@ -1,11 +1,10 @@
 """Data sets of Hugging Face, by the package `datasets`."""
 
 import os
-import pathlib
 
 from aced.config import did_you_mean
-from aced.data.records import Source, SourceError
-from aced.data.sources.fields import Fields
+from aced.data.records import BadRecord, Source, SourceError
+from aced.data.sources.fields import Fields, unreadable
 
 
 class HuggingFace(Source):
@@ -34,6 +33,8 @@ class HuggingFace(Source):
     self._where, self._config = where, config
     self._fields = fields or Fields()
     self._data = self._load(datasets)
+    name, _ = self._parts()
+    self._folder = name if os.path.isdir(name) else None
     features = self._data.features
     self._fields.check(list(features), repr(self))
     if isinstance(features[self._fields.image], datasets.Image):
@@ -53,38 +54,35 @@ class HuggingFace(Source):
     return f"hf:{self._where}{config}"
 
   def __getitem__(self, index):
-    return self._record(self._data[self._check(index)], picture=True)
+    return self._row(self._data, index, picture=True)
 
   def fields(self, index):
     """The record at `index`; its picture is not read."""
-    row = self._data.select_columns(self._others)[self._check(index)]
-    return self._record(row, picture=False)
+    return self._row(
+      self._data.select_columns(self._others), index, picture=False
+    )
+
+  def _row(self, data, index, picture):
+    index = self._check(index)
+    import pyarrow
+
+    try:
+      row = data[index]
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+      if getattr(error, "errno", None):  # Of the disk, not of what is on it.
+        raise
+      bad = BadRecord("damaged_record", f"{self.where(index)}: {error}")
+      return unreadable(bad, picture)
+    return self._record(row, picture)
 
   def _record(self, row, picture):
-    if picture:
-      row = {**row, self._fields.image: self._read(row[self._fields.image])}
     label = self._fields.label or "label"
-    if self._names is not None and row.get(label) is not None:
-      row = {**row, "label": self._names[row[label]]}
-    record = self._fields.record(row, picture)
-    if self._names is not None and "label" in row:
-      record["label"] = row["label"]
-    return record
-
-  def _read(self, image):
-    """The bytes of a picture that is stored as a path in a local folder."""
-    if not isinstance(image, dict) or image.get("bytes") is not None:
-      return image
-    folder = pathlib.Path(self._where.rpartition(":")[0] or self._where)
-    path = pathlib.Path(image.get("path") or "")
-    if not path.is_file() or folder.resolve() not in path.resolve().parents:
-      return None
-    return path.read_bytes()
+    if self._names is not None:
+      row = {**row, label: _name(self._names, row.get(label))}
+    return self._fields.record(row, picture, self._folder)
 
   def _load(self, datasets):
-    name, _, split = self._where.rpartition(":")
-    if not name:
-      name, split = self._where, ""
+    name, split = self._parts()
     try:
       if os.path.exists(os.path.join(name, "state.json")) or os.path.exists(
         os.path.join(name, "dataset_dict.json")
@@ -92,10 +90,11 @@ class HuggingFace(Source):
         found = datasets.load_from_disk(name)
       else:
         found = datasets.load_dataset(name, self._config or None)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+      # Of files that are damaged or do not fit it can be of almost any type.
       raise SourceError(
-        f"hf:{self._where}: {error}. Expected hf:NAME:SPLIT, of the hub or of a"
-        " folder."
+        f"hf:{self._where}: {_cause(datasets, name, error)}. Expected"
+        " hf:NAME:SPLIT, of the hub or of a folder."
       ) from error
     if isinstance(found, datasets.Dataset):
       return found
@@ -106,3 +105,66 @@ class HuggingFace(Source):
         f" {', '.join(found)}.{did_you_mean(split, found)}"
       )
     return found[split]
+
+  def _parts(self) -> tuple[str, str]:
+    """Name and split; a folder may have a colon in its name."""
+    name, _, split = self._where.rpartition(":")
+    if not name or os.path.isdir(self._where):
+      return self._where, ""
+    return name, split
+
+
+def _name(names, number) -> str | None:
+  """The name of a class; None is a class that is not told, such as -1."""
+  known = isinstance(number, int) and 0 <= number < len(names)
+  return names[number] if known else None
+
+
+# What reads files of rows, each of which can be read alone.
+_OF_ROWS = ("arrow", "csv", "json", "parquet", "text")
+
+
+def _cause(datasets, name: str, error: BaseException) -> str:
+  """What went wrong, and in which file, where that can be told."""
+  found = _bad_file(datasets, name) if os.path.isdir(name) else ""
+  while not found and error.__cause__ is not None:
+    error = error.__cause__
+  return found or " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _bad_file(datasets, name: str) -> str:
+  """The first file of a folder that cannot be read, or has other columns.
+
+  Errors of `datasets` name no file, so that each is read alone.
+  """
+  try:
+    builder = datasets.load_dataset_builder(name)
+  except Exception:
+    return ""  # The error that is there already says what is wrong.
+  if builder.name.partition("-")[0] not in _OF_ROWS:
+    return ""
+  for files in builder.config.data_files.values():
+    columns: dict[str, list[str]] = {}
+    for path in map(str, files):
+      try:
+        columns[path] = _columns(datasets, builder.name, path)
+      except Exception as error:
+        return f"{path} cannot be read: {' '.join(str(error).split())}"
+      first = next(iter(columns))
+      if columns[path] != columns[first]:
+        return (
+          f"{path} has the columns {', '.join(columns[path])}, and {first} has"
+          f" {', '.join(columns[first])}; expected the same in all files"
+        )
+  return ""
+
+
+def _columns(datasets, kind: str, path: str) -> list[str]:
+  """The columns of a file, of which every row is read."""
+  rows = datasets.load_dataset(
+    kind, data_files=[path], split="train", streaming=True
+  )
+  names: set[str] = set()
+  for row in rows:
+    names |= row.keys()
+  return sorted(names)

@@ -19,13 +19,17 @@ def open_jsonl(
   image: str = "image",
   text: str = "text",
   label: str | None = None,
+  lines: bool = False,
 ) -> Source:
-  """Opens `jsonl:path/file.jsonl`; the options name fields of the lines."""
+  """Opens `jsonl:path/file.jsonl`; the options name fields of the lines.
+
+  With `lines`, here and below, each line of a caption is a caption of its own.
+  """
   if not where:
     raise SourceError("jsonl: needs a file, such as jsonl:pairs/train.jsonl.")
   from aced.data.sources.jsonl import Jsonl
 
-  return Jsonl(where, image=image, text=text, label=label)
+  return Jsonl(where, Fields(image, text, label, lines))
 
 
 def open_array_record(
@@ -34,11 +38,12 @@ def open_array_record(
   image: str = "image",
   text: str = "text",
   label: str | None = None,
+  lines: bool = False,
 ) -> Source:
   """Opens `array_record:set/*.array_record`, of `tf.train.Example`."""
   from aced.data.sources.array_records import ArrayRecords
 
-  return ArrayRecords(where, Fields(image, text, label))
+  return ArrayRecords(where, Fields(image, text, label, lines))
 
 
 def open_webdataset(
@@ -47,6 +52,7 @@ def open_webdataset(
   image: str = "",
   text: str = "txt",
   label: str | None = None,
+  lines: bool = False,
   metadata: str = "",
   index: str = "",
 ) -> Source:
@@ -63,6 +69,7 @@ def open_webdataset(
     image=image,
     text=text,
     label=label,
+    lines=lines,
     metadata=metadata,
     index=index,
   )
@@ -74,11 +81,12 @@ def open_parquet(
   image: str = "image",
   text: str = "text",
   label: str | None = None,
+  lines: bool = False,
 ) -> Source:
   """Opens `parquet:set/*.parquet`; the options name columns."""
   from aced.data.sources.parquet import Parquet
 
-  return Parquet(where, Fields(image, text, label))
+  return Parquet(where, Fields(image, text, label, lines))
 
 
 def open_tfds(
@@ -88,11 +96,12 @@ def open_tfds(
   image: str = "image",
   text: str = "text",
   label: str | None = None,
+  lines: bool = False,
 ) -> Source:
   """Opens `tfds:name/config:split`, stored as ArrayRecord in `data_dir`."""
   from aced.data.sources.tfds import Tfds
 
-  return Tfds(where, data_dir, Fields(image, text, label))
+  return Tfds(where, data_dir, Fields(image, text, label, lines))
 
 
 def open_hf(
@@ -102,11 +111,12 @@ def open_hf(
   image: str = "image",
   text: str = "text",
   label: str | None = None,
+  lines: bool = False,
 ) -> Source:
   """Opens `hf:name:split`, a data set of Hugging Face, or `hf:folder`."""
   from aced.data.sources.hf import HuggingFace
 
-  return HuggingFace(where, config, Fields(image, text, label))
+  return HuggingFace(where, config, Fields(image, text, label, lines))
 
 
 def open_mixture(where: str) -> Source:
@@ -257,8 +267,12 @@ def _options(opener: Callable[..., Source]) -> Mapping[str, type]:
 
 def _convert(spec, name, text, kind):
   try:
-    return kind(text)
-  except ValueError as error:
+    return _TRUTH[text] if kind is bool else kind(text)
+  except (ValueError, KeyError) as error:
+    expected = "1 or 0" if kind is bool else f"of type {kind.__name__}"
     raise SourceError(
-      f"source {spec!r}: {name}={text} must be of type {kind.__name__}."
+      f"source {spec!r}: {name}={text} must be {expected}."
     ) from error
+
+
+_TRUTH = {"0": False, "1": True}

@@ -1,6 +1,7 @@
 """Pairs in Parquet files: a column of encoded pictures, one of captions."""
 
 import collections
+import os
 import threading
 
 import numpy as np
@@ -8,7 +9,7 @@ from absl import logging
 
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import storage
-from aced.data.sources.fields import Fields
+from aced.data.sources.fields import Fields, unreadable
 
 # Row groups kept decoded by one reader. A record costs the reading of its whole
 # group, so files to be read in any order should have small ones.
@@ -41,16 +42,15 @@ class Parquet(Source):
     self._paths = storage.expand(pattern)
     self._start()
     groups = [
-      (number, group, rows)
+      (number, group, rows, size)
       for number in range(len(self._paths))
-      for group, rows in enumerate(self._group_rows(number))
+      for group, (rows, size) in enumerate(self._row_groups(number))
     ]
     self._groups = np.array([g[:2] for g in groups], np.int64).reshape(-1, 2)
-    self._ends = np.cumsum([rows for *_, rows in groups], dtype=np.int64)
+    self._ends = np.cumsum([g[2] for g in groups], dtype=np.int64)
     if not len(self._ends) or not self._ends[-1]:
       raise SourceError(f"{pattern} holds no rows.")
-    self._fields.check(self._file(0).schema_arrow.names, repr(self))
-    size = self._file(0).metadata.row_group(0).total_byte_size
+    size = max(size for *_, size in groups)
     if size > _LARGE_GROUP:
       logging.warning(
         "%r has row groups of %d MB, and in any order a record costs all of its"
@@ -78,14 +78,20 @@ class Parquet(Source):
     return f"row {row} of row group {group} of {self._paths[number]}"
 
   def _get(self, index, picture):
+    import pyarrow
+
     number, group, row = self._find(index)
     try:
       table = self._table(number, group, picture)
-    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError.
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+      if getattr(error, "errno", None):  # Of the disk, not of what is on it.
+        raise
       bad = BadRecord("damaged_record", f"{self.where(index)}: {error}")
-      return {"text": "(unreadable)"} | ({"image": bad} if picture else {})
-    stored = {name: table[name][row].as_py() for name in table.column_names}
-    return self._fields.record(stored, picture)
+      return unreadable(bad, picture)
+    stored = {name: _value(table[name][row]) for name in table.column_names}
+    path = self._paths[number]
+    folder = None if storage.is_remote(path) else os.path.dirname(path)
+    return self._fields.record(stored, picture, folder)
 
   def _find(self, index):
     index = self._check(index)
@@ -110,9 +116,23 @@ class Parquet(Source):
         self._tables.popitem(last=False)
       return table
 
-  def _group_rows(self, number):
-    meta = self._file(number).metadata
-    return [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
+  def _row_groups(self, number) -> list[tuple[int, int]]:
+    """The rows and bytes of each row group of a file, whose columns fit.
+
+    A file without rows has no groups, if what wrote it was given nothing.
+    """
+    file, path = self._file(number), self._paths[number]
+    names = file.schema_arrow.names
+    for name in {name for name in names if names.count(name) > 1}:
+      raise SourceError(
+        f"{path} has several columns {name!r}; expected one of each name: write"
+        " it anew."
+      )
+    meta = file.metadata
+    groups = [meta.row_group(k) for k in range(meta.num_row_groups)]
+    if meta.num_rows:
+      self._fields.check(names, path)
+    return [(group.num_rows, group.total_byte_size) for group in groups]
 
   def _file(self, number):
     import pyarrow
@@ -147,3 +167,25 @@ class Parquet(Source):
   def __setstate__(self, state):
     self.__dict__.update(state)
     self._start()
+
+
+def _value(scalar):
+  """A value as Python has it; bytes where a string is no UTF-8.
+
+  None is what Python has not, such as a time in nanoseconds.
+  """
+  try:
+    return scalar.as_py()
+  except UnicodeDecodeError:
+    return _raw(scalar)
+  except (ValueError, OverflowError):
+    return None
+
+
+def _raw(scalar):
+  """The bytes of a string, or of each of a list of them."""
+  if hasattr(scalar, "as_buffer"):
+    return scalar.as_buffer().to_pybytes()
+  if hasattr(scalar, "values"):
+    return [_value(value) for value in scalar.values]
+  return None

@@ -10,7 +10,7 @@ import numpy as np
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import tfds_features, tfds_folders
 from aced.data.sources.examples import EXTRA
-from aced.data.sources.fields import Fields
+from aced.data.sources.fields import Fields, unreadable
 
 _FORMAT = "array_record"
 _TRIED = 64  # Records, until one can be read.
@@ -114,7 +114,7 @@ class Tfds(Source):
     try:
       return self._fields.record(self._read(self._check(index)), picture)
     except BadRecord as bad:
-      return {"text": "(unreadable)"} | ({"image": bad} if picture else {})
+      return unreadable(bad, picture)
 
   def _read(self, index) -> dict[str, Any]:
     """The features of a record, and the fields of its JSON.

@@ -1,19 +1,26 @@
 """Pairs in tar shards, as img2dataset and WebDataset write them."""
 
 import io
-import json
 
 import numpy as np
 
 from aced.config import did_you_mean
+from aced.data.picture_formats import PICTURE_ENDINGS
 from aced.data.records import BadRecord, Record, Source, SourceError
 from aced.data.sources import tar_index
+from aced.data.sources.fields import (
+  json_object,
+  label_of,
+  plain,
+  texts,
+  unreadable,
+)
+from aced.data.sources.picture_files import MAX_BYTES
 from aced.data.sources.storage import Storage, expand
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "img", "gif", "bmp", "tif", "tiff")
+# "img" is what shards name a picture of which they know no more.
+PICTURES = (*PICTURE_ENDINGS, "img", "image")
 _LOOKED_AT = 16  # Records in which a field must be found.
-# No photograph is longer; a member that is would only fill the memory.
-MAX_BYTES = 2**28
 
 
 class WebDataset(Source):
@@ -31,6 +38,8 @@ class WebDataset(Source):
     text: the kind of the member with the caption, or `json.FIELD`: a field of
       the member `json`.
     label: of the class name, in the same way; None is "label" in the json.
+    lines: whether each line of a caption is a caption of its own, as in the
+      retrieval sets of CLIP_benchmark.
     metadata: the kind of a member with numbers in a row, such as npy, which the
       field `metadata` of a record lists; "" is none.
     index: the folder that keeps the index; by default beside the shards.
@@ -47,12 +56,14 @@ class WebDataset(Source):
     image: str = "",
     text: str = "txt",
     label: str | None = None,
+    lines: bool = False,
     metadata: str = "",
     index: str = "",
   ):
     self.pattern = pattern
     self._image = (image,) if image else PICTURES
-    self._text, self._label, self._metadata = text, label, metadata
+    self._text, self._label, self._lines = text, label, lines
+    self._metadata = metadata
     self._storage = Storage(expand(pattern))
     self._folder = index
     self._load()
@@ -72,14 +83,15 @@ class WebDataset(Source):
       fields = self._fields(shard, members)
       picture = self._picture(shard, members)
     except BadRecord as bad:
-      return {"image": bad, "text": "(unreadable)"}
+      return unreadable(bad)
     no_numbers = self._metadata and fields["metadata"] is None
     missing = fields["text"] is None or isinstance(picture, BadRecord)
     if (missing or no_numbers) and self._may_be_cut(shard, index):
       path = self._storage.paths[shard]
-      picture = BadRecord("cut_short", f"{path} ends before all of its members")
-      fields["text"] = "(unreadable)"
-    elif no_numbers:
+      return unreadable(
+        BadRecord("cut_short", f"{path} ends before all of its members")
+      )
+    if no_numbers:
       picture = BadRecord("bad_line", f"it has no member .{self._metadata}")
     return fields | {"image": picture}
 
@@ -87,8 +99,8 @@ class WebDataset(Source):
     """The record at `index`; its picture is not read."""
     try:
       return self._fields(*self._members(index))
-    except BadRecord:
-      return {"text": "(unreadable)"}
+    except BadRecord as bad:
+      return unreadable(bad, picture=False)
 
   def damage(self):
     """What is wrong with whole shards."""
@@ -110,8 +122,8 @@ class WebDataset(Source):
     self._kinds = {name: k for k, name in enumerate(self._index.kinds)}
 
   def __getstate__(self):
-    kept = ("pattern", "_image", "_text", "_label", "_metadata", "_storage")
-    kept += ("_folder",)
+    kept = ("pattern", "_image", "_text", "_label", "_lines", "_metadata")
+    kept += ("_storage", "_folder")
     state = {k: v for k, v in self.__dict__.items() if k in kept}
     # Arrays that are mapped from disk would be sent whole.
     return state | {"_counted": [shard[2:4] for shard in self._index.shards]}
@@ -177,11 +189,11 @@ class WebDataset(Source):
     if data is not None:
       record = _json(data)
       record.pop("image", None)
-    record["text"] = self._value(shard, members, record, self._text)
-    if self._label is not None:
-      label = self._value(shard, members, record, self._label)
-      if label is not None:
-        record["label"] = str(label)
+    text = self._value(shard, members, record, self._text)
+    label = self._value(shard, members, record, self._label or "json.label")
+    record["text"] = texts(text, self._lines)
+    if label is not None:
+      record["label"] = label_of(label)
     if self._metadata:
       data = self._read(shard, members, (self._metadata,))
       record["metadata"] = None if data is None else _numbers(data)
@@ -192,9 +204,7 @@ class WebDataset(Source):
     if name.startswith("json."):
       return record.get(name.removeprefix("json."))
     data = self._read(shard, members, (name,))
-    if data is None:
-      return None
-    return data.decode("utf-8", "replace").removesuffix("\n")
+    return None if data is None else plain(data)
 
   def _picture(self, shard, members) -> bytes | BadRecord:
     data = self._read(shard, members, self._image)
@@ -229,14 +239,11 @@ class WebDataset(Source):
 
 
 def _json(data) -> Record:
-  """The fields of a json member; none of one that is no JSON object."""
+  """The fields of a json member."""
   try:
-    record = json.loads(data)
-  except (ValueError, RecursionError) as error:
-    raise BadRecord("bad_line", f"its json cannot be read: {error}") from error
-  if not isinstance(record, dict):
-    raise BadRecord("bad_line", f"its json is {record!r:.60}, not an object")
-  return record
+    return json_object(data)
+  except BadRecord as bad:
+    raise BadRecord(bad.cause, f"its json: {bad.detail}") from bad
 
 
 def _numbers(data) -> list[int | float]:

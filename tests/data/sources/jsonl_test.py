@@ -1,3 +1,4 @@
+import gzip
 import json
 import pickle
 from concurrent import futures
@@ -5,7 +6,8 @@ from concurrent import futures
 import pytest
 
 from aced.data.records import BadRecord, SourceError
-from aced.data.sources import jsonl
+from aced.data.sources import jsonl, open_source, picture_files
+from aced.data.sources.fields import Fields
 from aced.data.sources.jsonl import Jsonl
 
 
@@ -43,12 +45,12 @@ def test_the_last_line_needs_no_end_and_a_mark_is_skipped(write):
 
 def test_fields_can_be_chosen(write):
   line = {"file": "0.bin", "alt": "words", "name": "cat", "label": 3}
-  source = Jsonl(write(line), image="file", text="alt", label="name")
+  source = Jsonl(write(line), Fields("file", "alt", "name"))
   assert source[0] | line | {"label": "cat", "image": b"zero"} == source[0]
   assert source[0]["text"] == "words"
-  assert Jsonl(write(line), label="label", text="alt")[0]["label"] == "3"
+  assert Jsonl(write(line), Fields(text="alt"))[0]["label"] == "3"
   with pytest.raises(SourceError, match=r"label=nam.*mean 'name'"):
-    Jsonl(write(line), label="nam")
+    Jsonl(write(line), Fields(label="nam"))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_no_image_or_text_field(write):
 
 
 def test_a_huge_file_is_not_read(write, monkeypatch):
-  monkeypatch.setattr(jsonl, "MAX_IMAGE_BYTES", 3)
+  monkeypatch.setattr(picture_files, "MAX_BYTES", 3)
   source = Jsonl(write({"image": "0.bin", "text": "a"}))
   assert source[0]["image"].cause == "too_large"
 
@@ -111,12 +113,64 @@ def test_missing_and_empty(write, tmp_path):
   path = write("", "  ")
   with pytest.raises(SourceError, match="holds no records"):
     Jsonl(path)
-  with pytest.raises(SourceError, match=r"cannot open .*mean 'pairs\.jsonl'"):
+  with pytest.raises(SourceError, match=r"no file .*mean 'pairs\.jsonl'"):
     Jsonl(tmp_path / "pair.jsonl")
-  with pytest.raises(SourceError, match="cannot open"):
+  with pytest.raises(SourceError, match="no file"):
     Jsonl(tmp_path / "no_folder" / "pair.jsonl")
   with pytest.raises(SourceError, match="is a folder"):
     Jsonl(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "pattern",
+  ["part-*.jsonl", "part-{{a,b}}.jsonl", "part-a.jsonl,{}/part-b.jsonl"],
+)
+def test_several_files(write, tmp_path, pattern):
+  write({"image": "0.bin", "text": "a"}, {"text": "b"}, name="part-a.jsonl")
+  write("", {"image": "0.bin", "text": "c"}, name="part-b.jsonl")
+  pattern = f"{tmp_path}/" + pattern.format(tmp_path)
+  for spec in (f"jsonl:{pattern}", pattern):
+    source = open_source(spec)
+    assert [source[k]["text"] for k in range(3)] == ["a", "b", "c"]
+    assert source[2]["image"] == b"zero"
+    assert source.where(1) == f"line 2 of {tmp_path}/part-a.jsonl"
+    assert source.where(2) == f"line 2 of {tmp_path}/part-b.jsonl"
+    assert pickle.loads(pickle.dumps(source))[2] == source[2]
+
+
+def test_pictures_lie_beside_the_file_of_their_line(write, tmp_path):
+  for name in ("x", "y"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "p.bin").write_bytes(name.encode())
+    write({"image": "p.bin", "text": name}, name=f"{name}/pairs.jsonl")
+  source = open_source(f"jsonl:{tmp_path}/*/pairs.jsonl")
+  assert [source[k]["image"] for k in range(2)] == [b"x", b"y"]
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (gzip.compress(b'{"text": "a"}'), r"compressed \(gzip\); unpack it"),
+    ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16; write it anew as UTF-8"),
+    (b'[{"text": "a"}]', "is a JSON array; write one object a line"),
+    (b'[\n  {"text": "a"}\n]', "is a JSON array"),
+  ],
+)
+def test_what_a_file_is_instead(tmp_path, content, message):
+  (tmp_path / "x.jsonl").write_bytes(content)
+  with pytest.raises(SourceError, match=message):
+    open_source(f"jsonl:{tmp_path}/x.jsonl")
+
+
+def test_numbers_of_thousands_of_digits_are_told(write):
+  path = write({"text": "a"}, '{"text": "b", "n": ' + "1" * 5000 + "}")
+  with pytest.raises(SourceError, match=r"line 2: .*digits"):
+    Jsonl(path)
+
+
+def test_a_bucket_is_refused():
+  with pytest.raises(SourceError, match="mount the bucket"):
+    open_source("jsonl:memory://x/y.jsonl")
 
 
 def test_pickles_and_reads_from_threads(write):

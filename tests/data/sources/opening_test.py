@@ -87,7 +87,7 @@ def test_noise_wraps_every_kind(path):
     ("synthetic:train?faults=junk", r"add noise="),
     ("synthetic:train?noise=1&faults=jnk", r"mean 'junk'"),
     ("jsonl:", r"needs a file"),
-    ("jsonl:none.jsonl", r"cannot open .*none.jsonl"),
+    ("jsonl:none.jsonl", r"there is no file .*none.jsonl"),
   ],
 )
 def test_refuses_by_name(spec, message):

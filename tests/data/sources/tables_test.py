@@ -10,7 +10,7 @@ import pytest
 from array_record.python import array_record_module
 from PIL import Image
 
-from aced.data.records import SourceError
+from aced.data.records import BadRecord, SourceError, captions
 from aced.data.sources import examples, open_source, parquet
 
 
@@ -88,6 +88,72 @@ def test_parquet_damage(table, tmp_path):
     open_source(f"parquet:{tmp_path}/no.parquet")
 
 
+def test_parquet_files_without_rows(table, tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  pq = pytest.importorskip("pyarrow.parquet")
+  names = pq.ParquetFile(table).schema_arrow
+  pq.ParquetWriter(tmp_path / "0.parquet", names).close()
+  pq.write_table(pyarrow.table({"other": []}), tmp_path / "1.parquet")
+  source = open_source(f"parquet:{tmp_path}/*.parquet")
+  assert len(source) == 40 and source[38]["text"] == ["t38"]
+  with pytest.raises(SourceError, match="holds no rows"):
+    open_source(f"parquet:{tmp_path}/0.parquet")
+
+
+def test_parquet_files_of_other_columns(table, tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  pq = pytest.importorskip("pyarrow.parquet")
+  other = pyarrow.table({"image": [png(1)], "caption": ["a"]})
+  pq.write_table(other, tmp_path / "y.parquet")
+  with pytest.raises(
+    SourceError, match=r"text=text: .*y\.parquet have no such"
+  ):
+    open_source(f"parquet:{tmp_path}/*.parquet")
+  twice = pyarrow.Table.from_arrays(
+    [["a"], ["b"], [png(1)]], ["text"] * 2 + ["image"]
+  )
+  pq.write_table(twice, tmp_path / "z.parquet")
+  with pytest.raises(
+    SourceError, match=r"z\.parquet has several columns 'text'"
+  ):
+    open_source(f"parquet:{tmp_path}/z.parquet")
+
+
+def test_parquet_values_that_python_has_not(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  pq = pytest.importorskip("pyarrow.parquet")
+  texts = pyarrow.array([b"caf\xe9", b"a"]).cast(pyarrow.binary())
+  texts = pyarrow.StringArray.from_buffers(2, *texts.buffers()[1:])
+  lists = pyarrow.ListArray.from_arrays([0, 1, 2], texts)
+  columns = {
+    "image": [png(1), png(2)],
+    "text": texts,
+    "several": lists,
+    "when": pyarrow.array([1, 2], pyarrow.timestamp("ns")),
+    "label": pyarrow.array([3.0, None], pyarrow.float64()),
+  }
+  pq.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+  for option in ("text=text", "text=several"):
+    source = open_source(f"parquet:{tmp_path}/x.parquet?{option}")
+    with pytest.raises(BadRecord, match="caption_not_text.*not UTF-8"):
+      captions(source[0])
+    assert captions(source[1]) == ["a"]
+  assert (source[0]["label"], source[1]["label"]) == ("3", None)
+
+
+def test_pictures_stored_as_paths(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  pq = pytest.importorskip("pyarrow.parquet")
+  (tmp_path / "1.png").write_bytes(png(1))
+  structs = [{"bytes": None, "path": "1.png"}]
+  for name, images in (("a", ["1.png"]), ("b", structs)):
+    columns = {"image": images, "text": ["t"]}
+    pq.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet")
+    assert open_source(f"parquet:{tmp_path}/{name}.parquet")[0]["image"] == png(
+      1
+    )
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -118,6 +184,54 @@ def test_hugging_face(table, tmp_path):
   several = {"a": source._data, "b": source._data.select(range(4))}
   datasets.DatasetDict(several).save_to_disk(str(tmp_path / "saved"))
   assert len(open_source(f"hf:{tmp_path}/saved:b")) == 4
+
+
+@pytest.mark.parametrize(
+  ("files", "message"),
+  [
+    (
+      {"a": ['{"image": "1.jpg", "text": "a"}', '{"image": "1.j']},
+      r"a\.jsonl cannot be read: .*",
+    ),
+    (
+      {
+        "a": ['{"image": "1.jpg", "text": "a"}'],
+        "b": ['{"image": "1.jpg", "caption": "b"}'],
+      },
+      r"b\.jsonl has the columns caption, image, and .* has image, text",
+    ),
+  ],
+)
+def test_hugging_face_folders_that_are_broken(tmp_path, files, message):
+  pytest.importorskip("datasets")
+  for name, lines in files.items():
+    (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+  with pytest.raises(SourceError, match=message):
+    open_source(f"hf:{tmp_path}:train")
+
+
+def test_hugging_face_classes_and_paths(tmp_path):
+  datasets = pytest.importorskip("datasets")
+  (tmp_path / "1.png").write_bytes(png(1))
+  features = datasets.Features(
+    {
+      "image": datasets.Value("string"),
+      "text": datasets.Value("string"),
+      "label": datasets.ClassLabel(names=["cat", "dog"]),
+    }
+  )
+  rows = {
+    "image": ["1.png", "2.png", "1.png"],
+    "text": ["a\r", "b", "c"],
+    "label": [1, -1, None],
+  }
+  data = datasets.Dataset.from_dict(rows, features=features)
+  data.save_to_disk(str(tmp_path))
+  source = open_source(f"hf:{tmp_path}")
+  assert source[0] == {"image": png(1), "text": "a", "label": "dog"}
+  # A class of -1 is one that is not told, and not the last one.
+  assert [source[k]["label"] for k in (1, 2)] == [None, None]
+  assert "2.png: No such file" in str(source[1]["image"])
 
 
 def write_records(path, records):

@@ -6,7 +6,7 @@ from concurrent import futures
 import fsspec
 import pytest
 
-from aced.data.records import BadRecord, SourceError
+from aced.data.records import BadRecord, SourceError, captions
 from aced.data.sources import open_source
 from aced.data.sources.webdataset import WebDataset
 from tests.data.sources.tar_test import archive, pairs
@@ -53,6 +53,55 @@ def test_options_name_members_and_fields_of_the_json(tmp_path):
   record = open_source(f"{spec}?{options}")[0]
   assert record["image"] == b"S" and record["text"] == ["a", "b"]
   assert record["label"] == "3"
+
+
+def test_every_picture_that_can_be_decoded_is_found(tmp_path):
+  """Whatever the kinds are called, and if they differ within a shard."""
+  kinds = ["jpg", "JPEG", "jfif", "avif", "jp2", "ppm", "webp", "tif", "img"]
+  members = []
+  for k, kind in enumerate(kinds):
+    members += [(f"{k}.{kind}", b"p%d" % k), (f"{k}.txt", b"t")]
+  (tmp_path / "x.tar").write_bytes(archive(members))
+  source = open_source(f"webdataset:{tmp_path}/x.tar")
+  got = [source[k]["image"] for k in range(len(kinds))]
+  assert got == [b"p%d" % k for k in range(len(kinds))]
+
+
+def test_encodings_of_texts(tmp_path):
+  texts = [
+    b"\xef\xbb\xbfa cat",
+    b"a cat\r\n",
+    "caf\u00e9".encode("latin-1"),
+    "a cat".encode("utf-16"),
+    b"a cat",
+  ]
+  members = []
+  for k, text in enumerate(texts):
+    members += [
+      (f"{k}.cls", b"cat\r\n"),
+      (f"{k}.jpg", b"p"),
+      (f"{k}.txt", text),
+    ]
+  (tmp_path / "x.tar").write_bytes(archive(members))
+  source = open_source(f"webdataset:{tmp_path}/x.tar?label=cls")
+  for k in (0, 1, 4):
+    assert source[k]["text"] == source.fields(k)["text"] == "a cat"
+    assert source[k]["label"] == "cat"
+  for k in (2, 3):
+    with pytest.raises(BadRecord, match="caption_not_text.*UTF-"):
+      captions(source[k])
+
+
+def test_captions_in_lines(tmp_path):
+  members = [("0.jpg", b"p"), ("0.txt", b"a cat\r\n\ntwo cats\n")]
+  (tmp_path / "x.tar").write_bytes(archive(members))
+  spec = f"webdataset:{tmp_path}/x.tar"
+  assert open_source(spec)[0]["text"] == "a cat\n\ntwo cats"
+  assert open_source(f"{spec}?lines=0")[0]["text"] == "a cat\n\ntwo cats"
+  source = pickle.loads(pickle.dumps(open_source(f"{spec}?lines=1")))
+  assert source[0]["text"] == ["a cat", "two cats"]
+  with pytest.raises(SourceError, match="lines=yes must be 1 or 0"):
+    open_source(f"{spec}?lines=yes")
 
 
 @pytest.mark.parametrize(
