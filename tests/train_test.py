@@ -189,7 +189,10 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(
   [
     ({"batch_size": 12, "curation__num_chunks": 4}, "batch_size=12 does not"),
     ({"batch_size": 88, "curation__num_chunks": 4}, "larger than the data set"),
-    ({"input__source": "jsonl:/nowhere/x.jsonl"}, "cannot open /nowhere/x"),
+    (
+      {"input__source": "jsonl:/nowhere/x.jsonl"},
+      "there is no file /nowhere/x",
+    ),
     ({"input__source": "synthetic:trian"}, "Did you mean 'train'"),
     ({"input__image_size": 40}, "does not divide into patches"),
     ({"input__tokenizer": "byte"}, "byte"),

@@ -77,7 +77,7 @@ def test_one_that_fails_ends_all_with_its_words(tmp_path):
     folders=[source.parent, tmp_path / "there"],
   ) as trainer:
     assert trainer.wait(120) == [1, 1], trainer.log()[-3000:]
-    assert f"cannot open {tmp_path}/there/pairs.jsonl" in trainer.log(1)
+    assert f"there is no file {tmp_path}/there/pairs.jsonl" in trainer.log(1)
     host = socket.gethostname()
     told = f"process 1 of 2 on host {host} ended: SourceError: source 'jsonl:"
     assert told in trainer.log(0)

@@ -100,6 +100,7 @@ class ArrayRecords(Source):
     raise SourceError(
       f"{path} is not a whole ArrayRecord file: {problem}. Make it anew with"
       " python -m aced.data convert, or leave it out."
+      f"{storage.what_it_is(path)}"
     )
 
   def _reader(self, number):

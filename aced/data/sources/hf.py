@@ -149,7 +149,8 @@ def _bad_file(datasets, name: str) -> str:
       try:
         columns[path] = _columns(datasets, builder.name, path)
       except Exception as error:
-        return f"{path} cannot be read: {' '.join(str(error).split())}"
+        why = " ".join(str(error).split()).rstrip(".")
+        return f"{path} cannot be read: {why}"
       first = next(iter(columns))
       if columns[path] != columns[first]:
         return (

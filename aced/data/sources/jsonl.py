@@ -45,7 +45,7 @@ class Jsonl(Source):
     if not len(self):
       raise SourceError(
         f"{self.pattern} holds no records; expected one JSON object on each"
-        " line."
+        f" line.{storage.what_it_is(paths[0])}"
       )
     self._check_fields()
 
@@ -120,27 +120,17 @@ class Jsonl(Source):
     try:
       return json_object(line)
     except BadRecord as bad:
+      path = self._storage.paths[number]
       raise SourceError(
-        f"{self._storage.paths[number]}, line {self._line(number, start)}:"
-        f" expected one JSON object, but {bad.detail}; correct or remove the"
-        f" line, which begins {line[:60]!r}.{self._what_it_is(number)}"
+        f"{path}, line {self._line(number, start)}: expected one JSON object,"
+        f" but {bad.detail}; correct or remove the line, which begins"
+        f" {line[:60]!r}.{storage.what_it_is(path)}"
       ) from bad
 
   def _line(self, number, start) -> int:
     """The number of the line that begins at a byte of a file, from 1."""
     with open(self._storage.paths[number], "rb") as file:
       return 1 + sum(chunk.count(b"\n") for chunk in _chunks(file, start))
-
-  def _what_it_is(self, number) -> str:
-    """What a file is that is taken for JSON lines by mistake, or ""."""
-    head = self._storage.read(number, 0, 64)
-    if packed := storage.compression(head):
-      return f" The file is compressed ({packed}); unpack it first."
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-      return " The file is UTF-16; write it anew as UTF-8."
-    if head.lstrip().startswith(b"["):
-      return " The file is a JSON array; write one object a line."
-    return ""
 
 
 def _chunks(file, length, size=2**20):

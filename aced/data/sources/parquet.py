@@ -147,7 +147,10 @@ class Parquet(Source):
           source = storage.filesystem(path).open(path)
         file = pyarrow.parquet.ParquetFile(source)
       except pyarrow.ArrowInvalid as error:
-        raise SourceError(f"{path} is no Parquet file: {error}") from error
+        why = str(error).rstrip(".")
+        raise SourceError(
+          f"{path} is no Parquet file: {why}.{storage.what_it_is(path)}"
+        ) from error
       except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     self._files[number] = file

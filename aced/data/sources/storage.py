@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import braceexpand
 import fsspec
 
+from aced import heads
 from aced.config import did_you_mean
 from aced.data.records import SourceError
 
@@ -143,22 +144,6 @@ def _files(path: str) -> list[str]:
   return [name for name in found if os.path.isfile(name)]
 
 
-# How files begin that are compressed, and cannot be read in any order.
-_COMPRESSED = {
-  b"\x1f\x8b": "gzip",
-  b"\x28\xb5\x2f\xfd": "zstd",
-  b"BZh": "bzip2",
-  b"\xfd7zXZ\0": "xz",
-  b"PK\x03\x04": "zip",
-}
-
-
-def compression(head: bytes) -> str:
-  """Names how a file is compressed, by its first bytes; "" if it is not."""
-  starts = (name for s, name in _COMPRESSED.items() if head.startswith(s))
-  return next(starts, "")
-
-
 class Storage:
   """Some files, by number, read at any offset. Can be pickled; thread-safe.
 
@@ -219,6 +204,15 @@ class Storage:
         # Closed once no other thread is reading it.
         self._open.popitem(last=False)
       return file
+
+
+def what_it_is(path: str) -> str:
+  """Says what a file is that was taken for another, to end a message with."""
+  try:
+    head = Storage([path]).read(0, 0, heads.SIZE)
+  except OSError:
+    return ""  # The message that this would end says as much.
+  return heads.sentence(head)
 
 
 class _File:

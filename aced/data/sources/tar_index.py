@@ -21,9 +21,10 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from aced import heads
 from aced.data.records import SourceError
 from aced.data.sources import tar
-from aced.data.sources.storage import Storage, compression, is_remote
+from aced.data.sources.storage import Storage, is_remote
 
 # Loading these can run any code that their author put in.
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt", "dill", "joblib")
@@ -319,10 +320,12 @@ class _Records:
 
 def _explain_nothing(storage, number) -> None:
   """Refuses a file without a member that is no tar archive at all."""
-  if packed := compression(storage.read(number, 0, 8)):
+  head = storage.read(number, 0, heads.SIZE)
+  # Zeros alone are an archive of nothing.
+  if head.strip(b"\0") and (found := heads.sentence(head)):
     raise SourceError(
-      f"{storage.paths[number]} is compressed ({packed}), and cannot be read in"
-      " any order; unpack it to .tar first, such as with gunzip."
+      f"{storage.paths[number]} is no tar archive that can be read in any"
+      f" order.{found}"
     )
 
 

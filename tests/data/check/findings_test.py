@@ -30,7 +30,10 @@ def test_counts_causes(messy):
   assert report.causes[0].name == "empty_caption"
   assert [e.index for e in report.causes[0].examples] == [7, 8]
   example = report.causes[1].examples[0]
-  assert (example.index, example.where) == (6, f"record 6 of {messy}")
+  assert (example.index, example.where) == (
+    6,
+    f"line 7 of {str(messy).removeprefix('jsonl:')}",
+  )
   assert example.detail.endswith("none.jpg: No such file or directory")
   assert report.causes[0].share == 2 / 11
   assert not report.fit
@@ -75,7 +78,9 @@ def test_counts_tokens(messy, write):
   found = look(messy).captions
   texts = ["a hill", " A Hill", "two\nhills", EVIL, "x" * 100]
   assert found.count == 5
-  assert list(found.tokens.values()) == by_hand([len(t) + 1 for t in texts])
+  assert list(found.tokens.values()) == by_hand(
+    [len(t.strip()) + 1 for t in texts]
+  )
   assert (found.cut, found.cut_share) == (2, 0.4)  # Above 64.
   assert found.per_picture["max"] == 2
   # The end counts: 63 bytes and the end fit.

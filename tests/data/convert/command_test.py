@@ -220,7 +220,7 @@ def test_arguments_that_are_refused(pairs, output, given, message):
 
 
 def test_no_source_and_no_use(tmp_path, in_process):
-  with pytest.raises(SourceError, match="cannot open"):
+  with pytest.raises(SourceError, match="there is no file"):
     convert("jsonl:none.jsonl", tmp_path / "out")
   assert not (tmp_path / "out").exists()
   (tmp_path / "x.jsonl").write_text('{"photo": "x.jpg", "text": "a"}\n')

@@ -1,5 +1,6 @@
 """The same 1,000 pairs, stored in every format, give the same batches."""
 
+import gzip
 import io
 import json
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from aced.data.convert import command
 from aced.data.pipeline import superbatches
+from aced.data.records import SourceError
 from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
 from aced.data.transforms import Transform
@@ -185,3 +187,23 @@ def test_the_same_batches(write, want, pairs, kind):
     assert source.where(k)
   with pytest.raises(IndexError):
     source[COUNT]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "jsonl", "array_record"])
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"<!DOCTYPE html><html>404</html>", "a page of a server"),
+    (b"version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
+    (gzip.compress(b"x" * 100), r"compressed \(gzip\); unpack it first"),
+  ],
+)
+def test_files_that_are_something_else_are_named(
+  tmp_path, kind, content, message
+):
+  if kind == "parquet":
+    pytest.importorskip("pyarrow")
+  (tmp_path / f"x.{kind}").write_bytes(content)
+  opened = {"tar": "webdataset"}.get(kind, kind)
+  with pytest.raises(SourceError, match=rf"x\.{kind}.*{message}"):
+    open_source(f"{opened}:{tmp_path}/x.{kind}")

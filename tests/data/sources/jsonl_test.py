@@ -154,6 +154,11 @@ def test_pictures_lie_beside_the_file_of_their_line(write, tmp_path):
     ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16; write it anew as UTF-8"),
     (b'[{"text": "a"}]', "is a JSON array; write one object a line"),
     (b'[\n  {"text": "a"}\n]', "is a JSON array"),
+    (b"image,text\n1.jpg,a cat\n", r"is a table of text \(CSV\)"),
+    (b"<!DOCTYPE html><html>404</html>", r"a page of a server \(HTML\)"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+    (b"", r"is empty \(0 bytes\)"),
+    (b'{"text": "a"}\n{"text"', r"begins b'{\"text\"'\.$"),
   ],
 )
 def test_what_a_file_is_instead(tmp_path, content, message):

@@ -135,7 +135,9 @@ def test_damage_is_told_with_the_shard(shards, caplog):
 def test_a_compressed_shard_is_told(tmp_path):
   path = tmp_path / "x.tar.gz"
   path.write_bytes(gzip.compress(archive(pairs(3))))
-  with pytest.raises(SourceError, match=r"x.tar.gz is compressed \(gzip\)"):
+  with pytest.raises(
+    SourceError, match=r"x.tar.gz is no .* compressed \(gzip\)"
+  ):
     tar_index.load(Storage([str(path)]))
 
 

@@ -43,5 +43,5 @@ def test_overwrites_only_when_told(tmp_path, capsys):
 
 
 def test_says_what_is_wrong_with_the_source(tmp_path):
-  with pytest.raises(SystemExit, match=r"SourceError: .*cannot open"):
+  with pytest.raises(SystemExit, match=r"SourceError: .*there is no file"):
     main(["train", "none.jsonl", "--output", str(tmp_path / "x")])
