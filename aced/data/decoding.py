@@ -6,8 +6,7 @@ Its fast DCT is what TensorFlow decodes with, and so big_vision. All else, and
 what it refuses, is Pillow's.
 """
 
-import io
-import warnings
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,43 +14,42 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from aced.data import picture_formats
+from aced.data import greys, picture_formats
 from aced.data.records import BadRecord
 
 # Endings of files that hold pictures, and kinds of members in tar shards.
 PICTURE_ENDINGS = picture_formats.PICTURE_ENDINGS
-# More pixels than any camera has: such a file is made to fill the memory. It
-# is less than what Pillow itself warns of.
+# More pixels than any camera has: such a file is made to fill the memory.
 MAX_PIXELS = 64_000_000
 # A shorter side shows nothing: tracking pixels, spacers, rules.
 MIN_SIDE = 4
+# Passes over a picture that a JPEG may ask for: encoders make about ten, and a
+# megabyte has room for a thousand, each as long as decoding it all.
+MAX_SCANS = 100
 
 # Given the height and width of a picture as it is looked at, the least height
 # and width in which it is wanted.
 Least = Callable[[int, int], tuple[int, int]]
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _SUBFILE = 0x0112, 0x00FE  # Tags of EXIF and TIFF.
+_REDUCED = 1
 _SIDEWAYS = (5, 6, 7, 8)  # Orientations that swap height and width.
-_TRANSPOSE = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
+# Start of a pass: its length and components leave no doubt what it is.
+_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+
+# What check tells of pictures that are read, and may not show what was meant.
+REMARKS = {
+  "first_of_several": "the first of several frames or pages",
+  "thumbnail": "the first page is a thumbnail, as in raw files of cameras",
+  **{name: f"greys {about}" for name, about in greys.GUESSES.items()},
 }
-# Pillow's warnings of what is handled here: the size is refused below, and
-# metadata that it cannot parse is left alone.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(image: Any, least: Least | None = None) -> np.ndarray:
   """Decodes a picture to RGB.
 
   The first frame is taken of several; transparency is laid on white; EXIF
-  orientation is applied; 16 bits become 8 by their high byte.
+  orientation is applied; 16 bits become 8 by their high byte, see `greys`.
 
   Args:
     image: encoded bytes; or a uint8 array `(h, w)`, `(h, w, 1)`, `(h, w, 3)`
@@ -64,7 +62,7 @@ def decode(image: Any, least: Least | None = None) -> np.ndarray:
 
   Raises:
     BadRecord: it is none of these, or cannot be decoded, or is of a size that
-      is not used.
+      is not used, or has greys of a range that cannot be told.
   """
   if isinstance(image, BadRecord):
     raise image
@@ -82,57 +80,81 @@ def decode(image: Any, least: Least | None = None) -> np.ndarray:
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
-  """The pixels of an open picture, `(h, w, 3)` uint8, as `decode` has them."""
-  return _turned(np.asarray(_to_rgb(image)), _orientation(image))
+  """The pixels of an open picture, `(h, w, 3)` uint8, as `decode` has them.
+
+  Raises:
+    BadRecord: it has greys of a range that cannot be told.
+  """
+  # Loaded first: Pillow then turns a TIFF itself, and drops its orientation.
+  pixels = np.asarray(_to_rgb(image))
+  return _turned(pixels, _orientation(image))
+
+
+def remarks(image: Any) -> list[str]:
+  """What is to be said of a picture that `decode` reads: keys of `REMARKS`."""
+  if isinstance(image, np.ndarray):
+    return []
+  with picture_formats.open_picture(bytes(image)) as picture:
+    found = []
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+      found.append("first_of_several")
+    if getattr(picture, "tag_v2", {}).get(_SUBFILE, 0) & _REDUCED:
+      found.append("thumbnail")
+    if greys.has_more_bits(picture):
+      found.append(greys.to_8_bits(picture)[1])
+    return [remark for remark in found if remark]
 
 
 def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
   if not data:
     raise BadRecord("empty_image", "the image is zero bytes long")
   try:
-    image = Image.open(io.BytesIO(data))
+    with picture_formats.open_picture(data) as image:
+      _check_size(image.width, image.height)
+      pixels = None
+      if image.format in ("JPEG", "MPO"):
+        pixels = _decode_jpeg(data, image, least)
+      if pixels is None:
+        pixels = from_pillow(image)
+  except BadRecord:
+    raise
   except (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
   ) as error:
+    # Of a part of it, such as a tile, that is larger than it says.
     raise BadRecord(
       "too_large", f"more than the {MAX_PIXELS:,} pixels that are decoded"
     ) from error
-  except Image.UnidentifiedImageError as error:
-    raise BadRecord(
-      "not_an_image", f"{len(data)} bytes that begin {data[:12]!r}"
-    ) from error
   except Exception as error:
-    raise _damaged(error) from error
-  with image:
-    _check_size(image.width, image.height)
-    try:
-      turn = _orientation(image)
-      if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-        pixels = _decode_jpeg(data, image, turn, least)
-        if pixels is not None:
-          return _turned(pixels, turn)
-      method = _TRANSPOSE.get(turn)
-      upright = image if method is None else image.transpose(method)
-      return np.asarray(_to_rgb(upright))
-    except Exception as error:
-      raise _damaged(error) from error
+    raise _damaged(data, error) from error
+  # Of several pictures in one file, another may have been taken than it says.
+  _check_size(pixels.shape[1], pixels.shape[0])
+  return pixels
 
 
-def _decode_jpeg(data, image, turn, least) -> np.ndarray | None:
-  """The pixels as they are stored, at a scale that is wanted.
+def _decode_jpeg(data, image, least) -> np.ndarray | None:
+  """The pixels of a JPEG, at a scale that is wanted.
 
   None of a picture with which libjpeg is not content: Pillow, which forgives
   more, is to decide.
   """
-  height, width = image.height, image.width
+  if "progressive" in image.info:
+    scans = len(_SCAN.findall(data))
+    if scans > MAX_SCANS:
+      raise BadRecord(
+        "damaged_image", f"JPEG of {scans:,} passes; at most {MAX_SCANS}"
+      )
+  if image.mode not in ("L", "RGB"):
+    return None
+  height, width, turn = image.height, image.width, _orientation(image)
   wanted = (0, 0)
   if least is not None:
     sideways = turn in _SIDEWAYS
     wanted = least(*((width, height) if sideways else (height, width)))
     wanted = wanted[::-1] if sideways else wanted
   try:
-    return simplejpeg.decode_jpeg(
+    pixels = simplejpeg.decode_jpeg(
       data,
       fastdct=True,
       fastupsample=False,
@@ -143,13 +165,15 @@ def _decode_jpeg(data, image, turn, least) -> np.ndarray | None:
     )
   except ValueError:
     return None
+  return _turned(pixels, turn)
 
 
-def _damaged(error):
+def _damaged(data, error):
   """What Pillow's readers raise on damaged bytes can be of almost any type."""
   if isinstance(error, MemoryError):
     raise error
-  return BadRecord("damaged_image", f"{type(error).__name__}: {error}")
+  name = picture_formats.find(data).name
+  return BadRecord("damaged_image", f"{name}, {type(error).__name__}: {error}")
 
 
 def _decode_array(image: np.ndarray) -> np.ndarray:
@@ -204,9 +228,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode == "RGB" and "transparency" not in image.info:
     image.load()
     return image
-  if image.mode.startswith(("I", "F")):
-    return _to_8_bits(image).convert("RGB")
+  if greys.has_more_bits(image):
+    values, _ = greys.to_8_bits(image)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+      values[np.asarray(image) == clear] = 255
+    return Image.fromarray(values).convert("RGB")
   if "transparency" in image.info or image.mode in _ALPHA:
+    # Pillow knows no way from La to RGBA but this.
+    image = image.convert("LA") if image.mode == "La" else image
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
@@ -214,16 +244,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-  """Scales 16-bit greys, or floats of 0 to 1 or to 255, to 8 bits.
-
-  `convert("L")` clips them instead, which turns almost all of them white.
-  """
-  values = np.nan_to_num(np.asarray(image).astype(np.float64))
-  if image.mode.startswith("I"):
-    values = values // 256
-  elif values.max() <= 1:
-    values = values * 255
-  return Image.fromarray(values.clip(0, 255).astype(np.uint8))

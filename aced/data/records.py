@@ -26,6 +26,7 @@ CAUSES = {
   "damaged_record": 13,  # What holds picture and caption cannot be read.
   "reader_died": 14,  # Reading it ended the process, again and again.
   "reader_hung": 15,  # Reading it did not come to an end.
+  "unknown_range": 16,  # Of greys: nothing says what is black and white.
 }
 CAUSE_NAMES = {code: name for name, code in CAUSES.items()}
 
