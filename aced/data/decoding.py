@@ -7,6 +7,7 @@ what it refuses, is Pillow's.
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,15 @@ def remarks(image: Any) -> list[str]:
     if greys.has_more_bits(picture):
       found.append(greys.to_8_bits(picture)[1])
     return [remark for remark in found if remark]
+
+
+def quieten_pillow() -> None:
+  """Leaves out Pillow's warnings of metadata that it cannot parse.
+
+  They say nothing of the pixels, and web data is full of them. It is a setting
+  of the whole process, so only for those that are ours: commands and readers.
+  """
+  warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:

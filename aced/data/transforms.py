@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -219,13 +218,14 @@ _GRAPHS = 64  # Sizes of pictures for which libvips is kept set up.
 _shrink = _Shrinker()
 
 
-@functools.cache
 def _vips():
-  """The package pyvips, told to use one thread and to remember nothing."""
-  os.environ.setdefault("VIPS_CONCURRENCY", "1")  # Read when it is loaded.
+  """The package pyvips, which takes a while to load and may not be needed.
+
+  It is given pixels alone, and opens no files; its settings are those of the
+  process, and left as they are.
+  """
   import pyvips
 
-  pyvips.cache_set_max(0)
   return pyvips
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from aced.data.decoding import quieten_pillow
 from aced.data.parts import TOGETHER, Batch, Loader, Task
 from aced.data.records import CAUSES
 
@@ -339,6 +340,7 @@ def _arrays(layout, memory) -> Batch:
 
 def _serve(loader: Loader, pipe: Any, name: str, layout: Any) -> None:
   """What a process does: tasks, until the other end of the pipe is gone."""
+  quieten_pillow()
   memory = shared_memory.SharedMemory(name)
   arrays = _arrays(layout, memory.buf)
   at = arrays.pop(_AT)

@@ -15,6 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from aced.data import decoding
 from aced.training import distributed
 from aced.training.preemption import (
   EXIT_INTERRUPTED,
@@ -118,15 +119,17 @@ class _Ending(RollCall):
 
 
 def _quieten() -> None:
-  """Leaves it to us to tell of a checkpoint that could not be saved.
+  """Leaves out what libraries tell of, and we tell better or need not.
 
-  Orbax would do so in some hundred tracebacks, one for each array.
+  Of a checkpoint that could not be saved, Orbax would tell in some hundred
+  tracebacks, one for each array.
   """
   python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
   logging.get_absl_handler().addFilter(
     lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
   )
   warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+  decoding.quieten_pillow()
 
 
 def _join() -> None:

@@ -21,6 +21,7 @@ from aced.data.check.facts import (
   examine,
   join,
 )
+from aced.data.decoding import quieten_pillow
 from aced.data.records import Source, SourceError, captions
 from aced.data.tokenizers import Tokenizer
 from aced.data.transforms import Transform
@@ -223,6 +224,7 @@ _work: tuple[Source, Tokenizer] | None = None
 
 def _begin(source, tokenizer):
   global _work
+  quieten_pillow()
   _work = source, tokenizer
 
 
