@@ -14,11 +14,11 @@ from aced.data.records import BadRecord
 
 # Rules by which the range of greys was told, and what they take it for.
 GUESSES = {
-  "ints_to_255": "signed or of 32 bits, taken for 0..255",
-  "ints_to_65535": "signed or of 32 bits, taken for 0..65535",
-  "floats_to_1": "floats, taken for 0..1",
-  "floats_to_255": "floats, taken for 0..255",
-  "range_by_tags": "of the range that tags of the TIFF give",
+  "ints_to_255": "greys of no stored range, taken for 0..255",
+  "ints_to_65535": "greys of no stored range, taken for 0..65535",
+  "floats_to_1": "floats of no stored range, taken for 0..1",
+  "floats_to_255": "floats of no stored range, taken for 0..255",
+  "range_by_tags": "greys of the range that tags of the TIFF give",
 }
 # Formats in which Pillow's numbers of 32 bits are 16 bits, scaled to the whole
 # range by what the file says of itself.

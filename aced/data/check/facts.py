@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aced.data import decoding, picture_formats
 from aced.data.check.duplicates import LOOK_SIDE, likeness
-from aced.data.decoding import decode
 from aced.data.records import BadRecord, Source, captions
 from aced.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -19,27 +19,14 @@ MOST_TOKENS = 1024
 # Records of each cause that are named.
 EXAMPLES = 3
 
-FORMATS = (
-  "other",
-  "array",
-  "JPEG",
-  "PNG",
-  "WebP",
-  "GIF",
-  "BMP",
-  "TIFF",
-  "AVIF",
-)
-_MAGIC = (
-  (0, b"\xff\xd8\xff", "JPEG"),
-  (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-  (8, b"WEBP", "WebP"),
-  (0, b"GIF8", "GIF"),
-  (0, b"BM", "BMP"),
-  (0, b"II*\x00", "TIFF"),
-  (0, b"MM\x00*", "TIFF"),
-  (4, b"ftypavi", "AVIF"),
-)
+FORMATS = ("array", *(form.name for form in picture_formats.FORMATS))
+# A picture that shows something, and nothing brighter, is nearly black.
+DARK = 15
+# What is told of pictures that are usable, and may not show what was meant.
+REMARKS = {
+  **decoding.REMARKS,
+  "nearly_black": f"no value is above {DARK} of 255; 12 bits stored as 16?",
+}
 
 # A row for each usable record.
 PICTURE = np.dtype(
@@ -67,7 +54,7 @@ CAPTION = np.dtype(
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A record that cannot be used: which, where it is stored, and why."""
+  """A record of which something is told: where it is stored, and what it is."""
 
   index: int
   where: str
@@ -84,6 +71,8 @@ class Facts(NamedTuple):
     causes: cause -> records that cannot be used for it. A record whose picture
       and caption are both at fault counts for both.
     examples: cause -> the first few.
+    remarks: key of `REMARKS` -> usable records of which it is to be told.
+    remarked: key of `REMARKS` -> the first few.
   """
 
   read: int
@@ -91,17 +80,19 @@ class Facts(NamedTuple):
   captions: np.ndarray
   causes: Mapping[str, int]
   examples: Mapping[str, Sequence[Example]]
+  remarks: Mapping[str, int]
+  remarked: Mapping[str, Sequence[Example]]
 
 
 def examine(
   source: Source, tokenizer: Tokenizer, indices: Sequence[int]
 ) -> Facts:
   """Looks at records, in this process."""
-  pictures, texts, bad = [], [], []
+  pictures, texts, bad, told = [], [], [], []
   for index in map(int, indices):
     record, why = attempt(source.__getitem__, index)
     if why is None:
-      picture, no_picture = attempt(_picture, record, index)
+      found, no_picture = attempt(_picture, record, index)
       rows, no_caption = attempt(_captions, record, index, tokenizer)
       problems = [p for p in (no_picture, no_caption) if p]
     else:
@@ -110,13 +101,16 @@ def examine(
       # As a dict: one cause may keep both picture and caption.
       bad += [(index, *problem) for problem in dict(problems).items()]
     else:
+      picture, remarks = found
       pictures.append(picture)
       texts += rows
+      told += [(index, remark, REMARKS[remark]) for remark in remarks]
   return Facts(
     len(indices),
     np.array(pictures, PICTURE),
     np.array(texts, CAPTION),
     *count_causes(source, bad),
+    *count_causes(source, told),
   )
 
 
@@ -140,18 +134,12 @@ def attempt(
 
 def join(parts: Sequence[Facts]) -> Facts:
   """Facts of several parts of a source, in order, as one."""
-  causes, examples = {}, {}
-  for part in parts:
-    for cause, count in part.causes.items():
-      causes[cause] = causes.get(cause, 0) + count
-      named = [*examples.get(cause, ()), *part.examples[cause]]
-      examples[cause] = tuple(named[:EXAMPLES])
   return Facts(
     sum(part.read for part in parts),
     np.concatenate([np.zeros(0, PICTURE), *(p.pictures for p in parts)]),
     np.concatenate([np.zeros(0, CAPTION), *(p.captions for p in parts)]),
-    causes,
-    examples,
+    *_joined([(part.causes, part.examples) for part in parts]),
+    *_joined([(part.remarks, part.remarked) for part in parts]),
   )
 
 
@@ -186,23 +174,19 @@ def text_digest(text: str) -> int:
 
 
 def image_format(image: Any) -> str:
-  """Names how a picture is stored, one of `FORMATS`."""
+  """Names how a picture that was decoded is stored, one of `FORMATS`."""
   if isinstance(image, np.ndarray):
     return "array"
-  head = bytes(image[:16])
-  for start, magic, name in _MAGIC:
-    if head[start:].startswith(magic):
-      return name
-  return "other"
+  return picture_formats.find(bytes(image)).name
 
 
-def _picture(record: Mapping[str, Any], index: int) -> tuple:
-  """A row of `PICTURE`."""
+def _picture(record: Mapping[str, Any], index: int) -> tuple[tuple, list[str]]:
+  """A row of `PICTURE`, and keys of `REMARKS`."""
   image = record.get("image")
-  pixels = np.ascontiguousarray(decode(image))
+  pixels = np.ascontiguousarray(decoding.decode(image))
   height, width = pixels.shape[:2]
   found = likeness(pixels)
-  return (
+  row = (
     index,
     width,
     height,
@@ -213,6 +197,10 @@ def _picture(record: Mapping[str, Any], index: int) -> tuple:
     found.look,
     found.flat,
   )
+  remarks = decoding.remarks(image)
+  if pixels.min() < pixels.max() <= DARK:
+    remarks.append("nearly_black")
+  return row, remarks
 
 
 def _captions(
@@ -246,3 +234,14 @@ def count_causes(
       example = Example(index, source.where(index), detail)
       examples[cause] = (*examples.get(cause, ()), example)
   return causes, examples
+
+
+def _joined(parts) -> tuple[dict[str, int], dict[str, tuple[Example, ...]]]:
+  """What `count_causes` gave of several parts of a source, in order, as one."""
+  counts, examples = {}, {}
+  for part_counts, part_examples in parts:
+    for name, count in part_counts.items():
+      counts[name] = counts.get(name, 0) + count
+      named = [*examples.get(name, ()), *part_examples[name]]
+      examples[name] = tuple(named[:EXAMPLES])
+  return counts, examples

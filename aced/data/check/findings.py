@@ -9,12 +9,14 @@ from aced.data.check.duplicates import group
 from aced.data.check.facts import (
   FORMATS,
   RAISES,
+  REMARKS,
   Example,
   Facts,
   attempt,
   text_digest,
 )
 from aced.data.check.needs import Needs, Rate, Settings, needs
+from aced.data.greys import GUESSES
 from aced.data.records import Source, captions
 
 QUANTILES = {
@@ -37,13 +39,20 @@ MANY_CUT = 0.1
 MANY_SMALL = 0.5
 MANY_REPEATED = 0.5
 MANY_FLAT = 0.05
+# Remark -> share of the pictures above which it is warned of. Guesses, of which
+# a source has none or many, are from the first picture on.
+MANY_REMARKED = {
+  **dict.fromkeys(GUESSES, 0.0),
+  "thumbnail": 0.0,
+  "nearly_black": 0.01,
+}
 # A squashed picture whose sides differ more than this is hard to make out.
 LONG = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Cause:
-  """Records that cannot be used for one cause, and the first few of them."""
+  """Records of which one thing is told, and the first few of them."""
 
   name: str
   count: int
@@ -119,6 +128,7 @@ class Report:
     usable: of those read.
     settings: of the run that is meant.
     causes: why the others are of no use, the most frequent first.
+    remarks: what is told of usable ones, the most frequent first.
     pictures: of usable records.
     captions: of usable records.
     duplicates: among the records read.
@@ -136,6 +146,7 @@ class Report:
   usable: int
   settings: Settings
   causes: tuple[Cause, ...]
+  remarks: tuple[Cause, ...]
   pictures: Pictures
   captions: Captions
   duplicates: Duplicates
@@ -162,7 +173,8 @@ def findings(
     read=facts.read,
     usable=len(facts.pictures),
     settings=settings,
-    causes=_causes(facts),
+    causes=_causes(facts.causes, facts.examples, facts.read),
+    remarks=_causes(facts.remarks, facts.remarked, len(facts.pictures)),
     pictures=_pictures(facts, settings.image_size),
     captions=_captions(source, facts, settings.text_length),
     duplicates=_duplicates(facts),
@@ -249,6 +261,19 @@ def warnings(report: Report) -> list[str]:
   found = [
     f"{share:.1%} {text}" for share, most, text in shares if share > most
   ]
+  found += [
+    f"{remark.share:.1%} of the pictures ({remark.name}):"
+    f" {REMARKS[remark.name]}; the first is {remark.examples[0].where}"
+    for remark in report.remarks
+    if remark.share > MANY_REMARKED.get(remark.name, 1.0)
+  ]
+  guesses = [r.name for r in report.remarks if r.name in GUESSES]
+  if len(guesses) > 1:
+    found.append(
+      f"greys are read in {len(guesses)} ways, picture by picture"
+      f" ({', '.join(guesses)}); store them all as 8 bits, or as 16 that fill"
+      " 0..65535"
+    )
   found += [f"records may be lost, {text}" for text in report.damage]
   rate, cores = report.rate, report.needs.cores
   if cores is not None and cores > rate.cores:
@@ -263,10 +288,10 @@ def _share(count, total) -> float:
   return float(count / total) if total else 0.0
 
 
-def _causes(facts) -> tuple[Cause, ...]:
-  counts = sorted(facts.causes.items(), key=lambda item: (-item[1], item[0]))
+def _causes(counts, examples, total) -> tuple[Cause, ...]:
+  counts = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
   return tuple(
-    Cause(name, n, _share(n, facts.read), tuple(facts.examples[name]))
+    Cause(name, n, _share(n, total), tuple(examples[name]))
     for name, n in counts
   )
 

@@ -39,7 +39,8 @@ def sheet(source: Source, report: Report, account: str) -> str:
   parts = [
     _head(report),
     frame.section("Figures", _figures(report)),
-    frame.section("Records that cannot be used", *_causes(report)),
+    frame.section("Records that cannot be used", *_causes(report.causes)),
+    frame.section("Pictures to look at", *_causes(report.remarks)),
     frame.section(f"Sample of {len(report.sample)}", cards(report.sample)),
     frame.section("Pictures that look the same", *groups),
     frame.section("Most frequent captions", *_repeated(report)),
@@ -96,7 +97,7 @@ def _figures(report) -> str:
   return frame.figures(rows)
 
 
-def _causes(report) -> list[str]:
+def _causes(causes) -> list[str]:
   return [
     f'<p class="cause"><strong>{html.escape(cause.name)}</strong>'
     f' <span class="dim">{cause.count:,} ({cause.share:.1%})</span></p>'
@@ -104,7 +105,7 @@ def _causes(report) -> list[str]:
       (f"#{e.index:,}", frame.short(e.detail), frame.short(e.where))
       for e in cause.examples
     )
-    for cause in report.causes
+    for cause in causes
   ]
 
 

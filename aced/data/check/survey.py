@@ -201,7 +201,8 @@ class _Pools:
       )
     detail = "reading it ended the process"
     causes = count_causes(self.source, [(index, "reader_died", detail)])
-    return Facts(1, np.zeros(0, PICTURE), np.zeros(0, CAPTION), *causes)
+    none = np.zeros(0, PICTURE), np.zeros(0, CAPTION)
+    return Facts(1, *none, *causes, {}, {})
 
   @contextlib.contextmanager
   def _pool(self, workers) -> Iterator[futures.ProcessPoolExecutor]:

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping
 
+from aced.data.check.facts import REMARKS
 from aced.data.check.findings import LONG, QUANTILES, Report
 
 # Of a line; tables are as wide.
@@ -15,8 +16,9 @@ def text(report: Report) -> str:
   """The report, for the terminal."""
   parts = {
     "source": _source(report),
-    "records that cannot be used": _causes(report),
+    "records that cannot be used": _causes(report.causes),
     "pictures": _pictures(report),
+    "pictures to look at": _remarks(report),
     "captions": _captions(report),
     "duplicates": _duplicates(report),
     "speed": _speed(report),
@@ -56,14 +58,21 @@ def _source(report):
   ]
 
 
-def _causes(report):
+def _causes(causes):
   lines = []
-  for cause in report.causes:
+  for cause in causes:
     lines.append(_line(cause.name, cause.count, cause.share))
-    lines += [
-      f"  {plain(example.where)}: {plain(example.detail)}"
-      for example in cause.examples
-    ]
+    for example in cause.examples:
+      lines += _wrap("  ", [f"{plain(example.where)}: {plain(example.detail)}"])
+  return lines
+
+
+def _remarks(report):
+  lines = []
+  for remark in report.remarks:
+    lines.append(_line(remark.name, remark.count, remark.share))
+    lines.append(f"  {REMARKS[remark.name]}; the first:")
+    lines += _wrap("  ", [example.where for example in remark.examples])
   return lines
 
 
@@ -197,4 +206,5 @@ def _wrap(title, texts):
       WIDTH - 2,
       subsequent_indent=" " * len(title),
       break_on_hyphens=False,
+      break_long_words=False,
     )
