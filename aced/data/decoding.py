@@ -84,8 +84,11 @@ def from_pillow(image: Image.Image) -> np.ndarray:
   """The pixels of an open picture, `(h, w, 3)` uint8, as `decode` has them.
 
   Raises:
-    BadRecord: it has greys of a range that cannot be told.
+    BadRecord: it has greys of a range that cannot be told, or is an EPS that is
+      not loaded: loading it starts Ghostscript.
   """
+  if image.format == "EPS" and image.tile:
+    raise BadRecord("not_an_image", picture_formats.EPS)
   # Loaded first: Pillow then turns a TIFF itself, and drops its orientation.
   pixels = np.asarray(_to_rgb(image))
   return _turned(pixels, _orientation(image))
@@ -95,15 +98,24 @@ def remarks(image: Any) -> list[str]:
   """What is to be said of a picture that `decode` reads: keys of `REMARKS`."""
   if isinstance(image, np.ndarray):
     return []
-  with picture_formats.open_picture(bytes(image)) as picture:
+  data = picture_formats.without_texts(bytes(image))
+  with picture_formats.open_picture(data) as picture:
     found = []
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+    if picture.format != "MPO" and _is_several(picture):
       found.append("first_of_several")
     if getattr(picture, "tag_v2", {}).get(_SUBFILE, 0) & _REDUCED:
       found.append("thumbnail")
     if greys.has_more_bits(picture):
       found.append(greys.to_8_bits(picture)[1])
     return [remark for remark in found if remark]
+
+
+def _is_several(picture) -> bool:
+  try:
+    return getattr(picture, "is_animated", False)
+  except Exception:
+    # Damage behind the first one, which was read: there is something behind it.
+    return True
 
 
 def quieten_pillow() -> None:
@@ -137,6 +149,9 @@ def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
       "too_large", f"more than the {MAX_PIXELS:,} pixels that are decoded"
     ) from error
   except Exception as error:
+    bare = picture_formats.without_texts(data)
+    if len(bare) < len(data):
+      return _decode_bytes(bare, least)
     raise _damaged(data, error) from error
   # Of several pictures in one file, another may have been taken than it says.
   _check_size(pixels.shape[1], pixels.shape[0])
@@ -238,10 +253,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode == "RGB" and "transparency" not in image.info:
     image.load()
     return image
-  if greys.has_more_bits(image):
-    values, _ = greys.to_8_bits(image)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
+  clear, deep = _clear_grey(image), greys.has_more_bits(image)
+  if deep or clear is not None:
+    values = greys.to_8_bits(image)[0] if deep else np.array(image)
+    if clear is not None:
       values[np.asarray(image) == clear] = 255
     return Image.fromarray(values).convert("RGB")
   if "transparency" in image.info or image.mode in _ALPHA:
@@ -251,6 +266,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
   return image.convert("RGB")
+
+
+def _clear_grey(image) -> int | None:
+  """The grey that can be seen through, as pixels have it; None is none."""
+  clear = image.info.get("transparency")
+  if not isinstance(clear, int) or image.mode not in ("L", "I", "I;16"):
+    return None
+  # Of 2 or 4 bits, which Pillow scales to 8 in the pixels alone.
+  packed = image.format == "PNG" and bool(image.tile)
+  return clear * {"L;2": 85, "L;4": 17}.get(packed and image.tile[0][3], 1)
 
 
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")

@@ -56,7 +56,12 @@ FORMATS = (
     ("jp2", "j2k", "jpf", "jpx", "j2c", "jpc"),
     rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
   ),
-  Format("PNM", "PPM", ("ppm", "pgm", "pbm", "pnm", "pfm"), rb"P[1-6f][\s#]"),
+  Format(
+    "PNM",
+    "PPM",
+    ("ppm", "pgm", "pbm", "pnm", "pfm"),
+    rb"P[1-6f]\s(?:\s|#[^\n]*\n)*\d",
+  ),
   Format("ICO", "ICO", ("ico",), rb"\0\0\x01\0[^\0]\0"),
   Format("DIB", "DIB", ("dib",), _DIB),
   # Older files, without this end, cannot be told from anything else.
@@ -71,6 +76,7 @@ _HEADS = tuple((re.compile(form.head, re.DOTALL), form) for form in FORMATS)
 # What is to be done about a file that is told by name.
 _CONVERT = "which is not decoded here; convert it to JPEG or PNG"
 _PROGRAM = "a program rather than a picture: not opened"
+EPS = f"EPS, {_PROGRAM}"
 _PAGE = "a document rather than a picture: not opened; render it to PNG"
 _TEXT = "such as the answer of a server, not a picture"
 _UNPACK = "not a picture: unpack it first"
@@ -135,12 +141,15 @@ _OTHERS = tuple(
     (rb"\x01\xda[\0\x01][\x01\x02]", "SGI", _CONVERT),
     (rb"\x59\xa6\x6a\x95", "Sun raster", _CONVERT),
     (rb"/\* XPM|#define \S+_width", "XBM or XPM", _CONVERT),
-    (rb"P7\n", "PAM", _CONVERT),
+    (rb"P[7F]\s", "PAM, or PFM in colour", _CONVERT),
     (rb"\x93NUMPY", "a numpy file", "give its array instead"),
     (rb"\x89HDF|PAR1|SQLite", "a file of tables", _OTHER),
     (rb"\x80[\x02-\x05]", "a Python pickle", "not opened"),
   )
 )
+
+
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def find(data: bytes) -> Format | None:
@@ -158,6 +167,24 @@ def what(data: bytes) -> str:
     if head.match(data):
       return f"{found} ({start})"
   return start
+
+
+def without_texts(data: bytes) -> bytes:
+  """A PNG without its texts and profile; other bytes as they are.
+
+  Pillow refuses a picture for a text of more than a megabyte, or a checksum
+  wrong in it, and the pixels are none the worse for either.
+  """
+  start = 8  # After the head.
+  if find(data).name != "PNG":
+    return data
+  parts = [data[:start]]
+  while start < len(data):
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    if data[start + 4 : start + 8] not in _TEXTS:
+      parts.append(data[start:end])
+    start = end
+  return b"".join(parts)
 
 
 def open_picture(data: bytes) -> ImageFile.ImageFile:

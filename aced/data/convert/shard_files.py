@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from aced.data import picture_formats
 from aced.data.records import BadRecord, Record, captions
 from aced.data.transforms import decode
-
-# First bytes -> the kind of member that a picture becomes. Of WebP they are
-# not the first alone; what begins otherwise is an "img".
-_BEGINNINGS = {
-  b"\xff\xd8\xff": "jpg",
-  b"\x89PNG\r\n\x1a\n": "png",
-  b"GIF8": "gif",
-  b"BM": "bmp",
-  b"II*\0": "tif",
-  b"MM\0*": "tif",
-}
 
 # Adds a record, and its index in the source, to a shard.
 Add = Callable[[int, Record], None]
@@ -130,13 +120,9 @@ def publish(part: pathlib.Path, path: pathlib.Path) -> int:
 
 
 def picture_kind(image: bytes) -> str:
-  """The kind of member for a picture, by its first bytes."""
-  if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-    return "webp"
-  for start, kind in _BEGINNINGS.items():
-    if image.startswith(start):
-      return kind
-  return "img"
+  """The kind of member for a picture, by its bytes; "img" if nothing tells."""
+  form = picture_formats.find(image)
+  return form.endings[0] if form else "img"
 
 
 def _add_members(tar, index, record):

@@ -35,11 +35,12 @@ from tests.data.convert.tools import (
     ("gif", "gif"),
     ("bmp", "bmp"),
     ("tiff", "tif"),
-    ("ppm", "img"),
+    ("ppm", "ppm"),
   ],
 )
 def test_kinds_of_pictures(kind, name):
   assert shard_files.picture_kind(picture(kind)) == name
+  assert shard_files.picture_kind(b"of nothing known") == "img"
 
 
 @pytest.mark.parametrize(
