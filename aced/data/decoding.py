@@ -237,7 +237,8 @@ def _orientation(image: Image.Image) -> int:
   except Exception:
     # Damaged metadata says nothing of the pixels, which are read later.
     return 1
-  return turn if isinstance(turn, int) else 1
+  # A number of another type is no other number: Pillow has it so for TIFF.
+  return int(turn) if turn in range(1, 9) else 1
 
 
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:

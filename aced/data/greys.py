@@ -26,6 +26,8 @@ _OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 
 _BITS, _INK, _FORMAT, _LEAST, _MOST = 258, 262, 339, 340, 341  # Tags of TIFF.
 _SIGNED = 2
+# White of whole numbers -> what is shifted out of them.
+_SHIFTS = {255: 0, 4095: 4, 65535: 8}
 _WHITE_IS_ZERO = 0
 
 
@@ -83,10 +85,8 @@ def _scale(values, least, most) -> np.ndarray:
     raise _unknown(
       f"from {low:g} to {high:g}, and by its tags from {least:g} to {most:g}"
     )
-  if (least, most) == (0, 255):
-    return np.rint(values).astype(np.uint8)
-  if (least, most) == (0, 65535) and np.issubdtype(values.dtype, np.integer):
-    return (values >> 8).astype(np.uint8)
+  if least == 0 and most in _SHIFTS and np.issubdtype(values.dtype, np.integer):
+    return (values >> _SHIFTS[most]).astype(np.uint8)
   scaled = (values.astype(np.float32) - least) * (255 / (most - least))
   return np.rint(scaled).astype(np.uint8)
 

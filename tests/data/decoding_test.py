@@ -1,5 +1,6 @@
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from aced.data import decoding
-from aced.data.decoding import decode
+from aced.data.decoding import decode, from_pillow, remarks
 from aced.data.records import BadRecord
 
 
@@ -32,6 +33,18 @@ def bomb():
   header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
   data = b"\x89PNG\r\n\x1a\n"
   for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"0" * 999))):
+    check = struct.pack(">I", zlib.crc32(name + body))
+    data += struct.pack(">I", len(body)) + name + body + check
+  return data
+
+
+def png(size, depth, kind, rows, *chunks):
+  """A PNG of rows of bytes, with chunks before and after its pixels."""
+  header = struct.pack(">IIBBBBB", *size, depth, kind, 0, 0, 0)
+  pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+  data = b"\x89PNG\r\n\x1a\n"
+  parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), *chunks]
+  for name, body in (*parts, (b"IEND", b"")):
     check = struct.pack(">I", zlib.crc32(name + body))
     data += struct.pack(">I", len(body)) + name + body + check
   return data
@@ -94,6 +107,40 @@ def test_bombs(monkeypatch):
   # Between Pillow's warning and its error; ours comes before both.
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
   assert cause(encode(photo())) == "too_large"
+
+
+def test_a_picture_larger_than_the_file_says(monkeypatch):
+  """An icon is a list of pictures, each with a size of its own."""
+  data = encode(Image.new("RGB", (64, 64)), "ICO", sizes=[(64, 64)])
+  inner = encode(Image.new("RGB", (200, 100)))
+  start = data.index(b"\x89PNG")
+  data = data[:14] + struct.pack("<I", len(inner)) + data[18:start] + inner
+  monkeypatch.setattr(decoding, "MAX_PIXELS", 64 * 64)
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # That it is larger.
+    assert cause(data) == "too_large"
+
+
+def test_passes_without_end():
+  image = Image.fromarray(photo(64, 64))
+  data = encode(image, "JPEG", progressive=True)
+  last = data.rindex(b"\xff\xda")
+  longer = data[:-2] + data[last:-2] * 200 + data[-2:]
+  with pytest.raises(BadRecord, match="JPEG of 2.. passes; at most 100"):
+    decode(longer)
+  assert np.abs(decode(data).astype(int) - photo(64, 64)).max() <= 25
+  # Those of an ordinary JPEG behind its end are none of its own.
+  decode(encode(image, "JPEG") + data[last:-2] * 200)
+
+
+def test_warnings_of_pillow_are_neither_needed_nor_raised():
+  """Nor does it matter what a process makes of them."""
+  image = Image.new("L", (9500, 9500))  # Pillow warns from 89 million pixels.
+  data = encode(image)
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    assert cause(data) == "too_large"
+  assert not said
 
 
 def test_cmyk():
@@ -160,29 +207,158 @@ def test_one_colour_can_be_clear():
   assert got[2, 2].tolist() == [255, 255, 255] and (got[0] == 9).all()
 
 
-def test_first_frame():
+@pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP", "TIFF"])
+def test_first_frame(form):
   frames = [Image.fromarray(photo(seed=k)) for k in range(3)]
-  data = encode(frames[0], "PNG", save_all=True, append_images=frames[1:])
+  if form == "GIF":
+    frames = [frame.convert("L") for frame in frames]
+  first = np.asarray(frames[0].convert("RGB"))
+  options = {"lossless": True} if form == "WEBP" else {}
+  more = {"save_all": True, "append_images": frames[1:]}
+  data = encode(frames[0], form, **more, **options)
+  np.testing.assert_array_equal(decode(data), first)
+  assert remarks(data) == ["first_of_several"]
+  assert remarks(encode(frames[0], form, **options)) == []
+
+
+def test_of_a_photograph_of_two_the_first_is_meant():
+  frames = [Image.fromarray(photo(seed=k)) for k in range(2)]
+  more = {"save_all": True, "append_images": frames[1:]}
+  data = encode(frames[0], "MPO", quality=98, subsampling=0, **more)
+  assert np.abs(decode(data).astype(int) - photo()).max() <= 8
+  assert remarks(data) == []
+
+
+def test_remarks_on_what_cannot_be_read_further():
+  frames = [Image.fromarray(photo(seed=k)[..., 0]) for k in range(2)]
+  data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+  one = len(encode(frames[0], "GIF"))
+  decode(data[: one + 5])
+  assert remarks(data[: one + 5]) in ([], ["first_of_several"])
+
+
+def test_thumbnails_in_the_place_of_pages():
+  small = encode(photo(), "TIFF", tiffinfo={0x00FE: 1})
+  np.testing.assert_array_equal(decode(small), photo())
+  assert remarks(small) == ["thumbnail"]
+  assert remarks(encode(photo(), "TIFF", tiffinfo={0x00FE: 2})) == []
+  assert remarks(photo()) == [] and remarks(encode(photo())) == []
+
+
+@pytest.mark.parametrize(
+  "chunk",
+  [
+    (b"zTXt", b"k\0\0" + zlib.compress(bytes(3_000_000))),
+    (b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"a" * 3_000_000)),
+    (b"iCCP", b"k\0\0" + zlib.compress(bytes(3_000_000))),
+  ],
+)
+def test_long_texts_are_no_fault_of_a_picture(chunk):
+  """Pillow refuses such files, before or behind the pixels."""
+  rows = [row.tobytes() for row in photo()]
+  data = png((30, 20), 8, 2, rows, chunk)
+  with pytest.raises(ValueError, match="too large"):
+    Image.open(io.BytesIO(data)).load()
   np.testing.assert_array_equal(decode(data), photo())
+  assert remarks(data) == []
+  assert cause(data[: len(data) // 2]) == "damaged_image"
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_exif_orientation(turn):
-  # How to turn what a camera stored to what it saw, by the EXIF standard.
-  upright = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a),
-  }
+def test_a_wrong_checksum_of_a_text_is_no_fault():
+  rows = [row.tobytes() for row in photo()]
+  data = png((30, 20), 8, 2, rows, (b"tEXt", b"Title\0a text"))
+  np.testing.assert_array_equal(
+    decode(data.replace(b"a text", b"b text")), photo()
+  )
+
+
+@pytest.mark.parametrize(("depth", "white"), [(2, 3), (4, 15), (8, 255)])
+def test_one_grey_of_few_bits_can_be_clear(depth, white):
+  each = 8 // depth
+  values = np.arange(8 * 6).reshape(6, 8) % (white + 1)
+  packed = np.zeros((6, 8 // each), int)
+  for k in range(each):
+    packed = packed << depth | values[:, k::each]
+  rows = [row.tobytes() for row in packed.astype(np.uint8)]
+  got = decode(png((8, 6), depth, 0, rows, (b"tRNS", b"\0\1")))[..., 0]
+  want = np.where(values == 1, 255, values * (255 // white))
+  np.testing.assert_array_equal(got, want)
+
+
+def test_one_grey_of_16_bits_can_be_clear():
+  values = np.full((6, 6), 0x1234, ">u2")
+  values[2, 3] = 0x1235
+  rows = [row.tobytes() for row in values]
+  got = decode(png((6, 6), 16, 0, rows, (b"tRNS", b"\x12\x35")))
+  assert got[2, 3].tolist() == [255] * 3 and (got[0] == 0x12).all()
+
+
+def test_alpha_that_colours_were_multiplied_by():
+  """Extra samples of a TIFF: 2 is alpha beside the colours, 1 is within."""
+  for shape in ((8, 8, 2), (8, 8, 4)):
+    pixels = np.full(shape, 100, np.uint8)
+    beside = encode(pixels, "TIFF")
+    old, within = (struct.pack("<HHIHH", 338, 3, 1, k, 0) for k in (2, 1))
+    assert beside.count(old) == 1
+    got = decode(beside.replace(old, within)).astype(int)
+    assert np.abs(got - (100 + 255 - 100)).max() <= 1  # Rounding.
+    want = 100 * 100 / 255 + 255 - 100
+    assert np.abs(decode(beside) - want).max() <= 1
+
+
+# How to turn what a camera stored to what it saw, by the EXIF standard.
+UPRIGHT = {
+  1: lambda a: a,
+  2: lambda a: a[:, ::-1],
+  3: lambda a: a[::-1, ::-1],
+  4: lambda a: a[::-1],
+  5: lambda a: a.transpose(1, 0, 2),
+  6: lambda a: np.rot90(a, -1),
+  7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+  8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("turn", UPRIGHT)
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
+def test_exif_orientation(turn, form):
+  """Applied once: Pillow turns a TIFF itself, and the others not."""
   exif = Image.Exif()
   exif[0x0112] = turn
-  data = encode(photo(), exif=exif.tobytes())
-  np.testing.assert_array_equal(decode(data), upright[turn](photo()))
+  options = {
+    "WEBP": {"lossless": True},
+    "TIFF": {"compression": "tiff_lzw"},
+    "JPEG": {"quality": 98, "subsampling": 0},
+    "AVIF": {"quality": 98},
+  }
+  data = encode(photo(), form, exif=exif.tobytes(), **options.get(form, {}))
+  # Halves differ by far more than what lossy formats change.
+  slack = {"JPEG": 8, "AVIF": 12}.get(form, 0)
+  want = UPRIGHT[turn](photo())
+  for got in (decode(data), from_pillow(Image.open(io.BytesIO(data)))):
+    assert got.shape == want.shape
+    assert np.abs(got.astype(int) - want).max() <= slack
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize(
+  ("kind", "value"),  # Of EXIF: 3 is a short number, 2 a text, 11 a float.
+  [(3, 0), (3, 9), (3, 65535), (2, ord("6")), (11, 0x40C80000)],
+)
+def test_an_orientation_that_is_none_turns_nothing(form, kind, value):
+  entry = struct.pack("<HHII", 0x0112, kind, 1, value)
+  options = {"exif": b"Exif\0\0II*\0\x08\0\0\0\1\0" + entry + bytes(4)}
+  slack = 0
+  if form == "JPEG":
+    slack, options = 8, options | {"quality": 98, "subsampling": 0}
+  if form == "TIFF":
+    options = {"tiffinfo": {0x0112: 1}}
+  data = encode(photo(), form, **options)
+  if form == "TIFF":
+    upright = struct.pack("<HHII", 0x0112, 3, 1, 1)
+    assert data.count(upright) == 1
+    data = data.replace(upright, entry)
+  assert np.abs(decode(data).astype(int) - photo()).max() <= slack
 
 
 def test_damaged_exif_is_no_fault():
