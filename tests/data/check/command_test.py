@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -190,3 +191,22 @@ def test_nothing_that_moves_the_cursor_is_printed(write):
   assert all(c.isprintable() or c == "\n" for c in printed)
   assert plain("a\x1b[2Jb\n") == "a\ufffd[2Jb\ufffd"
   assert plain("x" * 300) == "x" * 199 + "…"
+
+
+def test_remarks_are_printed_within_the_width(write, capsys, tmp_path):
+  ramp = np.linspace(0, 1, 3600, dtype=np.float32).reshape(60, 60)
+  floats = encode(Image.fromarray(ramp), "TIFF")
+  page = tmp_path / "sheet.html"
+  spec = write([(floats, "a"), (encode(scene(0)), "b"), (b"%PDF-1.4", "c")])
+  main(["check", spec, "--workers=0", f"--output={page}"])
+  out = capsys.readouterr().out
+  start = out.index("── pictures to look at ─")
+  lines = out[start:].splitlines()[:3]
+  assert lines[1].split() == ["floats_to_1", "1", "50.0%"]
+  assert lines[2] == (
+    "    floats of no stored range, taken for 0..1; the first:"
+  )
+  # Only the name of a file may be longer.
+  assert all(len(x) <= 80 or str(tmp_path) in x for x in out.splitlines())
+  assert "PDF, a document rather than a picture" in " ".join(out.split())
+  assert "floats of no stored range" in page.read_text()

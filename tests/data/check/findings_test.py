@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from aced.data.check import facts
 from aced.data.check.findings import QUANTILES, quantiles
 from aced.data.check.needs import Settings
 from aced.data.tokenizers import Tokenizer
+from tests import ghostscript
 from tests.data.check.tools import EVIL, SMALL, encode, look, scene
 from tests.data.sources.tar_test import archive, pairs
 
@@ -184,3 +186,61 @@ def test_damaged_shards_are_told(tmp_path):
   path.write_bytes(archive(pairs(40))[:60_100])
   report = look(f"webdataset:{path}")
   assert any(f"{path}: it" in warning for warning in report.warnings)
+
+
+def greys(values, **options):
+  return encode(Image.fromarray(values), "TIFF", **options)
+
+
+def test_pictures_that_are_read_by_a_guess_are_told(write):
+  """Each by its name, with the first of them."""
+  ramp = np.arange(3600).reshape(60, 60) / 3600
+  floats = greys(ramp.astype(np.float32))
+  levels = greys((ramp * 255).astype(np.int32))
+  dark = encode(Image.fromarray((ramp * 4095).astype(np.uint16)), "PNG")
+  frames = [scene(k) for k in range(2)]
+  moving = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+  small = encode(scene(3), "TIFF", tiffinfo={0x00FE: 1})
+  pictures = [scene(9), scene(8), floats, floats, levels, dark, moving, small]
+  spec = write(
+    [(p if isinstance(p, bytes) else encode(p), "a") for p in pictures]
+  )
+  report = look(spec)
+  assert {r.name: r.count for r in report.remarks} == {
+    "floats_to_1": 2,
+    "first_of_several": 1,
+    "ints_to_255": 1,
+    "nearly_black": 1,
+    "thumbnail": 1,
+  }
+  first = report.remarks[0]
+  assert (first.name, first.share) == ("floats_to_1", 2 / 8)
+  assert [e.index for e in first.examples] == [2, 3]
+  assert first.examples[0].where == f"record 2 of {spec}"
+  told = [w for w in report.warnings if "(floats_to_1)" in w]
+  assert told == [
+    "25.0% of the pictures (floats_to_1): floats of no stored range, taken for"
+    f" 0..1; the first is record 2 of {spec}"
+  ]
+  assert any("read in 2 ways, picture by picture" in w for w in report.warnings)
+  # Frames are an ordinary thing: they are counted, and not warned of.
+  assert not any("first_of_several" in w for w in report.warnings)
+  assert "greys" not in " ".join(look("synthetic:train?size=20").warnings)
+
+
+def test_what_cannot_be_read_by_any_rule_is_a_cause(write):
+  ramp = np.linspace(-1, 1, 3600, dtype=np.float32).reshape(60, 60)
+  report = look(write([(greys(ramp), "a"), (encode(scene(0)), "b")]))
+  (cause,) = report.causes
+  assert (cause.name, cause.count) == ("unknown_range", 1)
+  assert "greys from -1 to 1" in cause.examples[0].detail
+  assert report.remarks == ()
+
+
+def test_no_picture_starts_a_program(write, monkeypatch, tmp_path):
+  spec = write([(ghostscript.EPS, "a"), (encode(scene(0)), "b")], "eps")
+  started = ghostscript.watch(monkeypatch, tmp_path)
+  report = look(spec)
+  assert report.causes[0].name == "not_an_image"
+  assert report.causes[0].examples[0].detail.startswith("EPS, a program")
+  assert not started.exists()
