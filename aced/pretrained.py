@@ -23,6 +23,7 @@ from aced import embeddings, evaluation
 from aced.config import ConfigError
 from aced.data import tokenizers
 from aced.data.decoding import from_pillow
+from aced.data.records import BadRecord
 from aced.data.tokenizers import released
 from aced.data.transforms import Transform
 from aced.evaluation.embed import pad_rows
@@ -173,10 +174,15 @@ class Pretrained:
 def pictures(images: Sequence[Any], transform: Transform) -> np.ndarray:
   """Pictures in any form as a model takes them; see `Pretrained.pixels`."""
   check_list("images", images)
-  records = [{"image": _encoded(image)} for image in images]
-  if not records:
+  found = []
+  for k, image in enumerate(images):
+    try:
+      found.append(transform({"image": _encoded(image)}))
+    except BadRecord as bad:
+      raise BadRecord(bad.cause, f"images[{k}]: {bad.detail}") from bad
+  if not found:
     return np.zeros((0, *(transform.image_size,) * 2, 3), np.uint8)
-  return np.stack([transform(record) for record in records])
+  return np.stack(found)
 
 
 def load(

@@ -1,12 +1,17 @@
 import io
+import pathlib
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from aced import pretrained
 from aced.data import picture_formats
+from aced.data.convert import shard_files
 from aced.data.decoding import PICTURE_ENDINGS, decode, from_pillow
 from aced.data.records import BadRecord
+from aced.data.transforms import Transform
 from tests import ghostscript
 
 
@@ -66,15 +71,59 @@ def test_readers_that_are_not_listed_are_never_asked(monkeypatch):
     detail(start + bytes(3000))
 
 
-def test_no_program_is_started(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+  "use",
+  [
+    decode,
+    lambda data: Transform(32)({"image": data}),
+    lambda data: shard_files.usable({"image": data, "text": "a"}, verify=True),
+    lambda data: pretrained.pictures([data], Transform(32)),
+    lambda data: pretrained.pictures([write(data)], Transform(32)),
+    lambda data: pretrained.pictures([opened(data)], Transform(32)),
+  ],
+  ids=[
+    "decode",
+    "training",
+    "convert",
+    "model",
+    "model, path",
+    "model, opened",
+  ],
+)
+def test_no_program_is_started(use, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
   started = ghostscript.watch(monkeypatch, tmp_path)
-  said = detail(ghostscript.EPS)
-  assert said.startswith("EPS, a program rather than a picture: not opened")
-  image = Image.open(io.BytesIO(ghostscript.EPS))
-  with pytest.raises(BadRecord, match="EPS, a program rather than"):
-    from_pillow(image)
+  said = "EPS, a program rather than a picture: not opened"
+  with pytest.raises(BadRecord, match=said) as error:
+    use(ghostscript.EPS)
+  assert error.value.cause == "not_an_image"
   assert not started.exists()
-  # One that somebody has had drawn is a picture.
+
+
+def write(data):
+  path = pathlib.Path("picture.jpg")
+  path.write_bytes(data)
+  return path
+
+
+def opened(data):
+  return Image.open(io.BytesIO(data))
+
+
+def test_pictures_are_opened_in_one_place(repository):
+  """By neither library anywhere else."""
+  opens = re.compile(
+    r"Image\.open\(|Image\.OPEN|new_from_(file|buffer)|Image\.thumbnail\("
+  )
+  found = {
+    str(path.relative_to(repository))
+    for path in (repository / "aced").rglob("*.py")
+    if opens.search(path.read_text("utf-8"))
+  }
+  assert found == {"aced/data/picture_formats.py"}
+
+
+def test_a_picture_that_was_drawn_is_one():
   drawn = Image.new("RGB", (9, 9), (1, 2, 3))
   drawn.format, drawn.tile = "EPS", []
   assert from_pillow(drawn)[0, 0].tolist() == [1, 2, 3]
