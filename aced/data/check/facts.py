@@ -26,6 +26,8 @@ DARK = 15
 REMARKS = {
   **decoding.REMARKS,
   "nearly_black": f"no value is above {DARK} of 255; 12 bits stored as 16?",
+  "several_lines": "its caption has several lines; ?lines=1 if each is one",
+  "lost_letters": "its caption has \ufffd, where letters were lost earlier",
 }
 
 # A row for each usable record.
@@ -102,6 +104,7 @@ def examine(
       bad += [(index, *problem) for problem in dict(problems).items()]
     else:
       picture, remarks = found
+      remarks = [*remarks, *_of_texts(captions(record))]
       pictures.append(picture)
       texts += rows
       told += [(index, remark, REMARKS[remark]) for remark in remarks]
@@ -210,6 +213,15 @@ def _captions(
   texts = captions(record)
   tokens = count_tokens(tokenizer, texts)
   return [(index, text_digest(t), n) for t, n in zip(texts, tokens)]
+
+
+def _of_texts(texts: Sequence[str]) -> list[str]:
+  """Keys of `REMARKS` that hold of the captions of a record."""
+  found = {
+    "several_lines": any("\n" in text for text in texts),
+    "lost_letters": any("\ufffd" in text for text in texts),
+  }
+  return [remark for remark, holds in found.items() if holds]
 
 
 def _digest(*parts) -> int:

@@ -18,7 +18,7 @@ def text(report: Report) -> str:
     "source": _source(report),
     "records that cannot be used": _causes(report.causes),
     "pictures": _pictures(report),
-    "pictures to look at": _remarks(report),
+    "records to look at": _remarks(report),
     "captions": _captions(report),
     "duplicates": _duplicates(report),
     "speed": _speed(report),

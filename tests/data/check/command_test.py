@@ -200,7 +200,7 @@ def test_remarks_are_printed_within_the_width(write, capsys, tmp_path):
   spec = write([(floats, "a"), (encode(scene(0)), "b"), (b"%PDF-1.4", "c")])
   main(["check", spec, "--workers=0", f"--output={page}"])
   out = capsys.readouterr().out
-  start = out.index("── pictures to look at ─")
+  start = out.index("── records to look at ─")
   lines = out[start:].splitlines()[:3]
   assert lines[1].split() == ["floats_to_1", "1", "50.0%"]
   assert lines[2] == (

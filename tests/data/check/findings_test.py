@@ -93,6 +93,15 @@ def test_counts_tokens(messy, write):
   assert report.captions.tokens["max"] == facts.MOST_TOKENS
 
 
+def test_captions_that_may_not_be_what_was_meant(write):
+  texts = ["a cat", "two\nlines", ["b", "c\nd"], "caf\ufffd", "end\r\n"]
+  spec = write([(encode(scene(k)), t) for k, t in enumerate(texts)])
+  told = {r.name: (r.count, r.examples[0].index) for r in look(spec).remarks}
+  assert told == {"several_lines": (2, 1), "lost_letters": (1, 3)}
+  lines = {r.name for r in look(f"{spec}?lines=1").remarks}
+  assert lines == {"lost_letters"}
+
+
 class Words(Tokenizer):
   """A word is 5; `closed` ends texts itself, as files of others can."""
 
@@ -216,7 +225,7 @@ def test_pictures_that_are_read_by_a_guess_are_told(write):
   first = report.remarks[0]
   assert (first.name, first.share) == ("floats_to_1", 2 / 8)
   assert [e.index for e in first.examples] == [2, 3]
-  assert first.examples[0].where == f"record 2 of {spec}"
+  assert first.examples[0].where.startswith("line 3 of ")
   told = [w for w in report.warnings if "(floats_to_1)" in w]
   assert told == [
     "25.0% of the pictures (floats_to_1): floats of no stored range, taken for"
