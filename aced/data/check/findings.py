@@ -262,7 +262,7 @@ def warnings(report: Report) -> list[str]:
     f"{share:.1%} {text}" for share, most, text in shares if share > most
   ]
   found += [
-    f"{remark.share:.1%} of the pictures ({remark.name}):"
+    f"{remark.share:.1%} of the records ({remark.name}):"
     f" {REMARKS[remark.name]}; the first is {remark.examples[0].where}"
     for remark in report.remarks
     if remark.share > MANY_REMARKED.get(remark.name, 1.0)

@@ -228,8 +228,8 @@ def test_pictures_that_are_read_by_a_guess_are_told(write):
   assert first.examples[0].where.startswith("line 3 of ")
   told = [w for w in report.warnings if "(floats_to_1)" in w]
   assert told == [
-    "25.0% of the pictures (floats_to_1): floats of no stored range, taken for"
-    f" 0..1; the first is record 2 of {spec}"
+    "25.0% of the records (floats_to_1): floats of no stored range, taken for"
+    f" 0..1; the first is line 3 of {spec.removeprefix('jsonl:')}"
   ]
   assert any("read in 2 ways, picture by picture" in w for w in report.warnings)
   # Frames are an ordinary thing: they are counted, and not warned of.
