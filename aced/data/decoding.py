@@ -103,7 +103,8 @@ def remarks(image: Any) -> list[str]:
     found = []
     if picture.format != "MPO" and _is_several(picture):
       found.append("first_of_several")
-    if getattr(picture, "tag_v2", {}).get(_SUBFILE, 0) & _REDUCED:
+    subfile = getattr(picture, "tag_v2", {}).get(_SUBFILE)
+    if isinstance(subfile, int) and subfile & _REDUCED:
       found.append("thumbnail")
     if greys.has_more_bits(picture):
       found.append(greys.to_8_bits(picture)[1])
@@ -119,12 +120,14 @@ def _is_several(picture) -> bool:
 
 
 def quieten_pillow() -> None:
-  """Leaves out Pillow's warnings of metadata that it cannot parse.
+  """Leaves out Pillow's warnings of metadata that it cannot parse, and of size.
 
-  They say nothing of the pixels, and web data is full of them. It is a setting
-  of the whole process, so only for those that are ours: commands and readers.
+  The first say nothing of the pixels, and web data is full of them; of sizes,
+  `decode` has limits of its own. It is a setting of the whole process, so only
+  for those that are ours: commands and readers.
   """
-  warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+  for kind in (UserWarning, Image.DecompressionBombWarning):
+    warnings.filterwarnings("ignore", category=kind, module=r"PIL\.")
 
 
 def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
@@ -138,6 +141,9 @@ def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
         pixels = _decode_jpeg(data, image, least)
       if pixels is None:
         pixels = from_pillow(image)
+        # Of several in one file, it may be another than the file says first.
+        _check_size(pixels.shape[1], pixels.shape[0])
+      return pixels
   except BadRecord:
     raise
   except (
@@ -153,9 +159,6 @@ def _decode_bytes(data: bytes, least: Least | None) -> np.ndarray:
     if len(bare) < len(data):
       return _decode_bytes(bare, least)
     raise _damaged(data, error) from error
-  # Of several pictures in one file, another may have been taken than it says.
-  _check_size(pixels.shape[1], pixels.shape[0])
-  return pixels
 
 
 def _decode_jpeg(data, image, least) -> np.ndarray | None:
@@ -165,8 +168,8 @@ def _decode_jpeg(data, image, least) -> np.ndarray | None:
   more, is to decide.
   """
   if "progressive" in image.info:
-    scans = len(_SCAN.findall(data))
-    if scans > MAX_SCANS:
+    scans, pictures = len(_SCAN.findall(data)), getattr(image, "n_frames", 1)
+    if scans > MAX_SCANS * pictures:
       raise BadRecord(
         "damaged_image", f"JPEG of {scans:,} passes; at most {MAX_SCANS}"
       )

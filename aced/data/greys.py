@@ -5,6 +5,7 @@ does not say what is white; tags of TIFF, if at all. A rule is then applied that
 looks at the values, and a remark tells that it was.
 """
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def _range(image, values, tags) -> tuple[tuple[float, float], str]:
     return (0, 65535), ""
   least, most = _one(tags.get(_LEAST)), _one(tags.get(_MOST))
   if most is not None and (least or 0) < most:
-    return (least or 0, most), "range_by_tags"
+    return (float(least or 0), float(most)), "range_by_tags"
   names = {1: "floats_to_1", 255: "floats_to_255"}
   if np.issubdtype(values.dtype, np.integer):
     names = {255: "ints_to_255", 65535: "ints_to_65535"}
@@ -97,8 +98,9 @@ def _tags(image) -> Any:
 
 
 def _one(value):
-  """A tag that may have a value for each channel; greys have one."""
-  return value[0] if isinstance(value, tuple) and value else value
+  """The number of a tag that may have one for each channel; greys have one."""
+  value = value[0] if isinstance(value, tuple) and value else value
+  return value if isinstance(value, numbers.Real) else None
 
 
 def _unknown(what) -> BadRecord:

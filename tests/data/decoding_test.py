@@ -133,6 +133,40 @@ def test_passes_without_end():
   decode(encode(image, "JPEG") + data[last:-2] * 200)
 
 
+def test_a_jpeg_may_be_made_as_small_as_it_is_wanted():
+  data = encode(photo(64, 64), "JPEG")
+  assert decode(data, lambda h, w: (1, 1)).shape == (8, 8, 3)
+  flat = encode(photo(16, 64), "JPEG")
+  assert decode(flat, lambda h, w: (1, 1)).shape == (2, 8, 3)
+
+
+def test_passes_are_counted_by_picture():
+  """As many pictures in one file have more of them."""
+  frames = [Image.fromarray(photo(64, 64, seed=k)) for k in range(15)]
+  more = {"save_all": True, "append_images": frames[1:], "progressive": True}
+  data = encode(frames[0], "MPO", **more)
+  assert len(decoding._SCAN.findall(data)) > decoding.MAX_SCANS
+  assert np.abs(decode(data).astype(int) - photo(64, 64)).max() <= 25
+
+
+def test_a_process_of_ours_leaves_out_what_says_nothing_of_pixels():
+  def warn(kind, module):
+    warnings.warn_explicit("x", kind, "x.py", 1, module, registry={})
+
+  with warnings.catch_warnings():
+    decoding.quieten_pillow()
+    warn(UserWarning, "PIL.TiffImagePlugin")
+    warn(Image.DecompressionBombWarning, "PIL.Image")
+    # Those of others, and those for who calls Pillow, are as they were.
+    for kind, module in (
+      (UserWarning, "PILLAR"),
+      (UserWarning, "a"),
+      (DeprecationWarning, "PIL.Image"),
+    ):
+      with pytest.raises(kind):
+        warn(kind, module)
+
+
 def test_warnings_of_pillow_are_neither_needed_nor_raised():
   """Nor does it matter what a process makes of them."""
   image = Image.new("L", (9500, 9500))  # Pillow warns from 89 million pixels.

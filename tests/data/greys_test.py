@@ -135,7 +135,8 @@ def test_tags_of_a_range():
   shows(tiff(RAMP.astype(np.int32), MOST=1020), RAMP // 4, slack=1)
   said = refusal(tiff(signed, LEAST=0.0, MOST=1.0))
   assert "from -1 to 1, and by its tags from 0 to 1" in said
-  # One that ends where it begins is no range.
+  # NaN is none, and one that ends where it begins is none.
+  shows(tiff(RAMP.astype(np.int32), MOST=float("nan")), RAMP)
   shows(tiff(RAMP.astype(np.int32), LEAST=0, MOST=0), RAMP)
 
 
