@@ -257,11 +257,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode == "RGB" and "transparency" not in image.info:
     image.load()
     return image
-  clear, deep = _clear_grey(image), greys.has_more_bits(image)
+  clear, deep = _clear(image), greys.has_more_bits(image)
   if deep or clear is not None:
     values = greys.to_8_bits(image)[0] if deep else np.array(image)
     if clear is not None:
-      values[np.asarray(image) == clear] = 255
+      same = np.asarray(image) == clear
+      values[same if same.ndim == 2 else same.all(axis=2)] = 255
     return Image.fromarray(values).convert("RGB")
   if "transparency" in image.info or image.mode in _ALPHA:
     # Pillow knows no way from La to RGBA but this.
@@ -272,14 +273,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def _clear_grey(image) -> int | None:
-  """The grey that can be seen through, as pixels have it; None is none."""
+def _clear(image) -> int | tuple[int, ...] | None:
+  """The grey or colour that can be seen through, as the pixels have it.
+
+  None is none, or of a palette. Pillow gives it as it is stored, and makes 8
+  bits of 2, 4 or 16 in the pixels alone.
+  """
   clear = image.info.get("transparency")
-  if not isinstance(clear, int) or image.mode not in ("L", "I", "I;16"):
+  if image.mode not in ("L", "I", "I;16", "RGB") or clear is None:
     return None
-  # Of 2 or 4 bits, which Pillow scales to 8 in the pixels alone.
-  packed = image.format == "PNG" and bool(image.tile)
-  return clear * {"L;2": 85, "L;4": 17}.get(packed and image.tile[0][3], 1)
+  stored = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+  if stored == "RGB;16B":
+    return tuple(value >> 8 for value in clear)
+  return clear * {"L;2": 85, "L;4": 17}.get(stored, 1)
 
 
 _ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")

@@ -327,6 +327,15 @@ def test_one_grey_of_16_bits_can_be_clear():
   assert got[2, 3].tolist() == [255] * 3 and (got[0] == 0x12).all()
 
 
+def test_one_colour_of_16_bits_can_be_clear():
+  values = np.full((6, 6, 3), (0x8034, 0x9078, 0xA0BC), ">u2")
+  values[2, 3] = clear = 0x1234, 0x5678, 0x9ABC
+  rows = [row.tobytes() for row in values]
+  got = decode(png((6, 6), 16, 2, rows, (b"tRNS", struct.pack(">3H", *clear))))
+  assert got[2, 3].tolist() == [255] * 3
+  assert (got[0] == (0x80, 0x90, 0xA0)).all()
+
+
 def test_alpha_that_colours_were_multiplied_by():
   """Extra samples of a TIFF: 2 is alpha beside the colours, 1 is within."""
   for shape in ((8, 8, 2), (8, 8, 4)):
