@@ -195,6 +195,11 @@ def check_folder(data_dir: str, chosen: suites.Suite) -> None:
       f"--data_dir={data_dir} is no folder; name the one that holds the tasks'"
       " data, or make it and run this again to be told what to put there."
     )
+  if "?" in data_dir:
+    raise ConfigError(
+      f"--data_dir={data_dir} has a '?', after which a source has its options;"
+      " give the folder another name, or a link to it."
+    )
 
 
 def place(checkpoint: str, tokenizer: str) -> Model:

@@ -273,6 +273,46 @@ def test_partial_data_is_shown_and_not_averaged(model, data, tmp_path):
   assert "tones (partial)" in results.table(result)
 
 
+NUMBERS = """
+[[tasks]]
+name = "numbers"
+kind = "zero_shot"
+source = "jsonl:{data_dir}/tones.jsonl?label=tone"
+records = 9
+
+[[tasks]]
+name = "numbers_and_names"
+kind = "zero_shot"
+source = "jsonl:{data_dir}/tones.jsonl?label=tone"
+records = 9
+class_names = ["dark", "middling", "light"]
+"""
+
+
+def test_labels_that_are_numbers_are_told_of(model, data, tmp_path):
+  given = model, tmp_path / "suite.toml", data
+  by_name, _ = run(*given, tmp_path / "a", tokenizer="bytes")
+  path = data / "tones.jsonl"
+  for k, tone in enumerate(("dark", "middling", "light")):
+    path.write_text(path.read_text().replace(f'"{tone}"', str(k)))
+  (tmp_path / "suite.toml").write_text(NUMBERS)
+  result, folder = run(*given, tmp_path / "b", tokenizer="bytes")
+  bare, named = result["tasks"].values()
+  assert named["score"] == by_name["tasks"]["tones"]["score"]
+  assert not named["notes"]
+  assert bare["unnamed"] and "numbers without names" in bare["notes"][0]
+  assert result["average"] == {"score": named["score"], "tasks": 1, "of": 2}
+  text = (folder / "results.md").read_text()
+  assert "numbers (unnamed)" in text and bare["notes"][0] in text
+  assert bare["notes"][0] in results.table(result)
+
+
+def test_a_folder_that_a_source_cannot_say_is_refused(model, data, tmp_path):
+  data = data.rename(tmp_path / "what?")
+  with pytest.raises(ConfigError, match=r"what\? has a '\?'"):
+    run(model, tmp_path / "suite.toml", data, tokenizer="bytes")
+
+
 def test_a_task_that_fails_is_named_and_others_are_run(model, data, tmp_path):
   for path in data.glob("*.png"):
     path.write_bytes(b"")

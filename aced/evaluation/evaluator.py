@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from aced.evaluation import embed
 from aced.evaluation.embed import Embed
@@ -18,9 +19,13 @@ class Evaluator(ABC):
 
   Attributes:
     name: what its metrics are logged under.
+    unnamed: whether it knows classes by numbers alone, so that its scores say
+      little.
   """
 
   name: str
+  unnamed: bool = False
+  _told = False
 
   def __init__(self, source, tokenizer, transform, batch_size):
     if not isinstance(batch_size, int) or batch_size < 1:
@@ -52,8 +57,19 @@ class Evaluator(ABC):
       ValueError: it cannot be evaluated.
     """
 
+  def notes(self, images: embed.Rows) -> list[str]:
+    """What a reader of the scores should know of the data.
+
+    Args:
+      images: of `images`, in the order of the source.
+    """
+    del images
+    return []
+
   def run(self, embed_image: Embed, embed_text: Embed) -> dict[str, float]:
     """Returns the metrics of the model, the same on every process.
+
+    The first run logs the notes as warnings.
 
     Args:
       embed_image: maps `(n, h, w, 3)` pictures to `(n, d)` embeddings.
@@ -67,6 +83,10 @@ class Evaluator(ABC):
     """
     self.check()
     images = self.images(embed_image)
+    if not self._told:
+      self._told = True
+      for note in self.notes(images):
+        logging.warning("%s: %s", self.name, note)
     metrics = self.measure(images, embed_text).metrics()
     return metrics | {"masked": float(len(self.source) - len(images.z))}
 
@@ -109,21 +129,28 @@ def read_field(
     limit: the first records alone, so many.
 
   Raises:
-    ValueError: a record has no such field, or of another type.
+    ValueError: records have no such field, or one of another type; says how
+      many, and names the first.
   """
-  values = []
+  values, bad = [], []
   name, _, item = field.partition(".")
   for index in range(len(source))[:limit]:
     record = source.fields(index)
     value = record.get(field)
     if value is None and item.isdigit() and isinstance(record.get(name), list):
       value = dict(enumerate(record[name])).get(int(item))
-    if not isinstance(value, types):
-      raise ValueError(
-        f"{user} needs a {field!r} in every record, and record {index} of"
-        f" {source!r} has {value!r}; its fields are"
-        f" {', '.join(sorted(record))}. Name another field in the config or in"
-        " the source, such as 'jsonl:test.jsonl?label=name'."
-      )
+    value = value.item() if isinstance(value, np.generic) else value
     values.append(value)
+    if not isinstance(value, types):
+      bad.append(index)
+  if bad:
+    first = bad[0]
+    raise ValueError(
+      f"{user} needs a {field!r} in every record, and record {first} of"
+      f" {source!r} has {values[first]!r}, {len(bad)} of {len(values)} have"
+      f" none that will do; its fields are"
+      f" {', '.join(sorted(source.fields(first)))}. Name another field in the"
+      " config or in the source, such as 'jsonl:test.jsonl?label=name', or"
+      " leave such records out."
+    )
   return values

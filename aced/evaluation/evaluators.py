@@ -1,8 +1,8 @@
 """Evaluators: a data set, a task, and the metrics of a model on it."""
 
-import collections
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +11,14 @@ import numpy as np
 from aced.config import ConfigError, did_you_mean
 from aced.data import pipeline, sources
 from aced.evaluation import embed, zero_shot
+from aced.evaluation import labels as labels_lib
 from aced.evaluation.association import Association
 from aced.evaluation.evaluator import Evaluator, read_field
 from aced.evaluation.outcomes import Classified, Retrieved
 from aced.evaluation.retrieval import check_ks, retrieval_ranks
+
+# Where a line of a text ends.
+_LINES = re.compile(r"[\r\n]")
 
 
 class ZeroShot(Evaluator):
@@ -25,15 +29,16 @@ class ZeroShot(Evaluator):
     tokenizer: maps texts to token ids.
     transform: makes a picture of a record, as in training.
     class_names: the classes to tell apart; None is those of the source,
-      sorted.
+      sorted. Which labels mean them, `aced.evaluation.labels` says.
     templates: prompts, with "{}" where the name of the class goes.
     batch_size: rows embedded at a time, of all processes together.
-    label_field: the field of a record that holds the name of its class.
+    label_field: the field of a record that holds the name of its class, or
+      its number.
     group_field: that holds its group, for the worst group's scores; "name.0"
       is the first item of the list in the field "name".
     groups_left_out: that do not count among the groups.
     label_names: what records call the classes, in the order of `class_names`;
-      None is the same.
+      None is the same, or their numbers.
 
   Raises:
     ValueError: a template without "{}", no class names, or no such field.
@@ -56,29 +61,10 @@ class ZeroShot(Evaluator):
   ):
     super().__init__(source, tokenizer, transform, batch_size)
     self.name = name
-    if class_names is not None and (
-      isinstance(class_names, str) or not len(class_names)
-    ):
-      raise ValueError(
-        f"class_names={class_names!r} must be a list of names, or left out to"
-        " take those of the source."
-      )
     zero_shot.check_templates(templates)
-    names = class_names or ()
-    if label_names is not None and len(label_names) != len(names):
-      raise ValueError(
-        f"{len(label_names)} label_names and {len(names)} class_names; give"
-        " both in one order."
-      )
-    called = label_names or names
-    twice = [n for n, k in collections.Counter(called).items() if k > 1]
-    if twice:
-      raise ValueError(
-        f"{twice[0]!r} is the name of more than one class, and a label could"
-        " mean either; tell them apart by label_names."
-      )
     # The first record alone now, so that a wrong name is found at once.
-    read_field(source, label_field, (str, int), "ZeroShot", limit=1)
+    (first,) = labels_lib.read(source, label_field, limit=1) or [""]
+    labels_lib.check_names(class_names, label_names, first)
     if group_field is not None:
       read_field(source, group_field, (str, int), "ZeroShot", limit=1)
     self._class_names = class_names
@@ -89,28 +75,26 @@ class ZeroShot(Evaluator):
     self.label_names = label_names
 
   @functools.cached_property
+  def classes(self) -> labels_lib.Classes:
+    """The classes, and which one each record is of."""
+    return labels_lib.classes(
+      self.source, self.label_field, self._class_names, self.label_names
+    )
+
+  @property
   def class_names(self) -> tuple[str, ...]:
     """The classes to tell apart."""
-    return tuple(self._class_names or sorted(set(self._labels)))
+    return self.classes.names
 
-  @functools.cached_property
+  @property
   def labels(self) -> np.ndarray:
     """The number of every record's class."""
-    names = self.label_names or self.class_names
-    number = {name: k for k, name in enumerate(names)}
-    for label in set(self._labels) - set(number):
-      where = "label_names" if self.label_names else "class_names"
-      raise ValueError(
-        f"{self.source!r} holds the class {label!r}, which is not in {where},"
-        f" {len(names)} of them.{did_you_mean(label, number)}"
-      )
-    return np.array([number[label] for label in self._labels])
+    return self.classes.labels
 
-  @functools.cached_property
-  def _labels(self):
-    """The class of every record, as it stands there."""
-    found = read_field(self.source, self.label_field, (str, int), "ZeroShot")
-    return [str(label).strip() for label in found]
+  @property
+  def unnamed(self) -> bool:
+    """Whether classes are known by numbers alone."""
+    return self.classes.numbered
 
   @functools.cached_property
   def groups(self) -> np.ndarray | None:
@@ -132,6 +116,10 @@ class ZeroShot(Evaluator):
   def check(self):
     """Reads labels and groups."""
     _ = self.labels, self.groups
+
+  def notes(self, images):
+    """On the classes."""
+    return list(self.classes.notes)
 
   def measure(self, images, embed_text) -> Classified:
     """Classifies all pictures."""
@@ -205,6 +193,37 @@ class Retrieval(Evaluator):
     """Reads captions and groups."""
     _ = self.captions, self.groups
 
+  def notes(self, images):
+    """On captions that are missing or of several lines, and on copies."""
+    texts, record = self.captions
+    bare = np.setdiff1d(images.index, record)
+    lined = [k for k, text in enumerate(texts) if _LINES.search(text.strip())]
+    lined = np.unique(record[lined])
+    found = []
+    if len(bare):
+      found.append(
+        f"{len(bare):,} of {len(images.index):,} pictures have no caption,"
+        f" first {self.source.where(bare[0])}; they look for none, and captions"
+        " are looked for among them"
+      )
+    if len(lined):
+      found.append(
+        f"captions of {len(lined):,} records have several lines, first"
+        f" {self.source.where(lined[0])}, and each counts as one caption; where"
+        " each line is a caption, add lines=1 to a source webdataset:, or give"
+        " a list of texts"
+      )
+    copies = [] if self.group_field else _copies(images.z)
+    if len(copies):
+      found.append(
+        f"{len(copies):,} of {len(images.index):,} pictures are embedded as an"
+        " earlier one is, first"
+        f" {self.source.where(images.index[copies[0]])}: where they are copies,"
+        " finding the other one counts as wrong; group_field names a field that"
+        " copies agree in"
+      )
+    return found
+
   def measure(self, images, embed_text) -> Retrieved:
     """Looks for every picture and every caption among the others."""
     texts, record = self.captions
@@ -235,6 +254,13 @@ class Retrieval(Evaluator):
       clusters=len(images.z),
       ks=self.ks,
     )
+
+
+def _copies(z: np.ndarray) -> np.ndarray:
+  """Rows that are equal to an earlier one, ascending."""
+  rows = np.ascontiguousarray(z).view(np.dtype((np.void, z[0].nbytes)))
+  first = np.unique(rows, return_index=True)[1]
+  return np.setdiff1d(np.arange(len(z)), first)
 
 
 EVALUATORS = {

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 FILE, FORMAT = "results.json", 1
-# Of tasks that ran, but not on all of their data: shown, never averaged.
-PARTIAL = "partial"
+# Shown, never averaged: tasks that ran, but not on all of their data, and those
+# whose classes are numbers, since nothing names them.
+PARTIAL, UNNAMED = "partial", "unnamed"
 # (name, 27-task average, ImageNet, COCO and Flickr mean R@1, GMACs), all but
 # the last in percent; of arXiv 2411.18674.
 PUBLISHED = (
@@ -64,7 +65,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def average(tasks: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, Any]:
-  """The mean score over the tasks that were run whole, and how many they are.
+  """The mean score over the tasks that count, and how many they are.
 
   Args:
     tasks: name -> entry.
@@ -73,12 +74,17 @@ def average(tasks: Mapping[str, Mapping[str, Any]], of: int) -> dict[str, Any]:
   Returns:
     `score` (None where no task was run), `tasks` and `of`.
   """
-  scores = [t["score"] for t in tasks.values() if not t.get(PARTIAL)]
+  scores = [t["score"] for t in tasks.values() if not _marks(t)]
   return {
     "score": float(np.mean(scores)) if scores else None,
     "tasks": len(scores),
     "of": of,
   }
+
+
+def _marks(entry: Mapping[str, Any]) -> list[str]:
+  """Why a task is not averaged, in a word each; nothing where it is."""
+  return [mark for mark in (PARTIAL, UNNAMED) if entry.get(mark)]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -90,18 +96,18 @@ def table(results: Mapping[str, Any]) -> str:
   rule = "─" * len(lines[0])
   lines = [lines[0], rule, *lines[1:], rule]
   lines += [average_line(results), *cost_lines(results)]
-  for name, entry in results["tasks"].items():
-    lines += [f"{name}: {note}" for note in entry["notes"]]
-  return "\n".join(lines)
+  return "\n".join(lines + note_lines(results))
 
 
 def average_line(results: Mapping[str, Any]) -> str:
   """The average, over how many tasks of how many, and what is left out."""
   found = results["average"]
   if found["score"] is None:
+    numbers = any(task.get(UNNAMED) for task in results["tasks"].values())
+    named = ", or its classes have no names" if numbers else ""
     return (
       f"no average: of the {found['of']} tasks of {results['suite']} none was"
-      " run on all of its data"
+      f" run on all of its data{named}"
     )
   text = (
     f"average {percent(found['score'])} over {found['tasks']} of"
@@ -154,61 +160,85 @@ def markdown(results: Mapping[str, Any]) -> str:
   for entry in results["tasks"].values():
     lines += [_cells(row[:5]) for row in _rows(entry)]
   lines += ["", f"{_capital(average_line(results))}.", ""]
+  told = [f"- {_line(note)}" for note in note_lines(results)]
+  lines += [*told, ""] if told else []
   lines += _summary(results)
   skipped = skipped_lines(results)
   if skipped:
     lines += ["", skipped[0], ""]
     lines += [f"- {name}" for name in results["skipped"]]
-  return "\n".join([*lines, "", results["about"], ""])
+  about = ["", results["about"]] if results["about"] else []
+  return "\n".join([*lines, *about, ""])
+
+
+def note_lines(results: Mapping[str, Any]) -> list[str]:
+  """What a reader of the scores should know, task by task."""
+  return [
+    f"{name}: {note}"
+    for name, entry in results["tasks"].items()
+    for note in entry["notes"]
+  ]
 
 
 def _summary(results):
-  """The model in one row, with the published ones below it."""
+  """The model in one row, with the published ones below it.
+
+  Columns that no row has anything for are left out.
+  """
   model, found = results["model"], results["average"]
   # Beside each average, for the published ones are over all tasks.
   score = f"({found['tasks']} of {found['of']})"
   if found["score"] is not None:
     score = f"{percent(found['score'])} {score}"
-  lines = [
-    "| model | params (M) | GMACs | latency (ms) | average (tasks) | ImageNet |"
-    " COCO mean R@1 | Flickr mean R@1 |",
-    "|---|---:|---:|---:|---:|---:|---:|---:|",
-    _cells(
-      (
-        model["name"],
-        f"{model['params'] / 1e6:.1f}",
-        _three(model["gmacs"]),
-        _pair_ms(model["latency"]) if model["latency"] else "",
-        score,
-        *(_score(results, *column) for column in _OF_THE_PAPER.items()),
-      )
-    ),
+  rows = [
+    (
+      model["name"],
+      f"{model['params'] / 1e6:.1f}",
+      _three(model["gmacs"]),
+      _pair_ms(model["latency"]) if model["latency"] else "",
+      score,
+      *(_score(results, *column) for column in _OF_THE_PAPER.items()),
+    )
   ]
   if results["suite"] == "stableeval":
     for name, mean, *scores, gmacs in PUBLISHED:
       row = f"{name} (published)", "", f"{gmacs:.2f}", "", f"{mean} (27 of 27)"
-      lines.append(_cells((*row, *map(str, scores))))
-  return lines
+      rows.append((*row, *map(str, scores)))
+  heads = (
+    *("model", "params (M)", "GMACs", "latency (ms)", "average (tasks)"),
+    *("ImageNet", "COCO mean R@1", "Flickr mean R@1"),
+  )
+  kept = [k for k in range(len(heads)) if any(row[k] for row in rows)]
+  return [
+    _cells([heads[k] for k in kept]),
+    f"|---|{'---:|' * (len(kept) - 1)}",
+    *(_cells([row[k] for k in kept]) for row in rows),
+  ]
 
 
 def _cells(row: Sequence[str]) -> str:
   """A row of a Markdown table; a bar within a cell would end it."""
-  cells = (" ".join(cell.split()).replace("|", "\\|") for cell in row)
+  cells = (_line(cell).replace("|", "\\|") for cell in row)
   return f"| {' | '.join(cells)} |"
+
+
+def _line(text: str) -> str:
+  """A text on one line."""
+  return " ".join(text.split())
 
 
 def _score(results, name, metric):
   entry = results["tasks"].get(name)
-  if not entry or entry.get(PARTIAL) or metric not in entry["metrics"]:
+  if not entry or _marks(entry) or metric not in entry["metrics"]:
     return ""
   return percent(entry["metrics"][metric])
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
   """A task as texts: title, metric, score, interval, pictures, seconds."""
-  mark = " (partial)" if entry.get(PARTIAL) else ""
+  marks = ", ".join(_marks(entry))
   return (
-    entry["title"] + mark,
+    entry["title"] + (f" ({marks})" if marks else ""),
     entry["metric"].replace("_", " "),
     percent(entry["score"]),
     f"{percent(entry['low'])} to {percent(entry['high'])}",

@@ -17,7 +17,7 @@ from aced.evaluation.embed import Embed, Rows
 from aced.evaluation.evaluator import Evaluator
 from aced.evaluation.evaluators import Retrieval, ZeroShot
 from aced.evaluation.outcomes import Outcome, bootstrap
-from aced.evaluation.results import PARTIAL
+from aced.evaluation.results import PARTIAL, UNNAMED
 from aced.evaluation.store import Store
 from aced.evaluation.suites import Found, find_training
 from aced.files import whole
@@ -101,6 +101,7 @@ class Runner:
     interval = bootstrap(outcome, task.metric)
     metrics = outcome.metrics()
     told = notes(found, masked := len(source) - len(images.z))
+    told += evaluator.notes(images)
     if self.probe and task.kind == "zero_shot":
       try:
         metrics |= self.probed(found, evaluator, images)
@@ -128,6 +129,7 @@ class Runner:
       "outcomes": self._keep(task.name, outcome),
       "identity": own,
       **({PARTIAL: True} if len(images.z) < WHOLE * task.records else {}),
+      **({UNNAMED: True} if evaluator.unnamed else {}),
     }
 
   def evaluator(self, found: Found) -> Evaluator:

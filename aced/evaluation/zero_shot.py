@@ -1,5 +1,6 @@
 """Zero-shot classification: the class whose prompts are nearest."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from aced.evaluation.retrieval import check_finite, ranks
 # Similarities held at a time, 8 MiB of float64.
 _BLOCK = 2**20
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "{}")
+# Where the name of the class goes; in published lists it is {c}.
+_PLACE = re.compile(r"\{c?\}")
 
 
 def class_embeddings(
@@ -28,7 +31,7 @@ def class_embeddings(
     embed_text: maps `(n, l)` token ids to `(n, d)`.
     tokenizer: maps `n` texts to `(n, l)` int32 token ids.
     class_names: `c` names.
-    templates: prompts; each has "{}" where the name goes.
+    templates: prompts; each has "{}" or "{c}" where the name goes.
     batch_size: prompts embedded at a time, of all processes together.
 
   Returns:
@@ -40,7 +43,7 @@ def class_embeddings(
   check_templates(templates)
   if not class_names:
     raise ValueError("class_names is empty; name the classes to tell apart.")
-  prompts = [t.replace("{}", name) for name in class_names for t in templates]
+  prompts = [prompt(t, name) for name in class_names for t in templates]
   batches = text_batches(prompts, tokenizer, batch_size)
   z = normalise(embed_texts(embed_text, batches).z.astype(np.float64))
   z = z.reshape(len(class_names), len(templates), -1)
@@ -109,15 +112,20 @@ def _nearest(zimg, class_embedding):
   return np.concatenate(found)
 
 
+def prompt(template: str, name: str) -> str:
+  """A template with the name of a class in its places."""
+  return _PLACE.sub(lambda place: name, template)
+
+
 def check_templates(templates: Sequence[str]) -> None:
-  """Raises ValueError unless every template has a place for the name."""
+  """Raises ValueError unless every template has places for the name alone."""
   if isinstance(templates, str) or not templates:
     raise ValueError(
       f"templates={templates!r} must be a list of at least one prompt, such as"
       f" {list(TEMPLATES)}."
     )
   for template in templates:
-    if not isinstance(template, str) or "{}" not in template:
+    if not isinstance(template, str) or not _PLACE.search(template):
       raise ValueError(
         f"template {template!r} has no '{{}}' for the name of the class; write"
         f" it as in {TEMPLATES[0]!r}."

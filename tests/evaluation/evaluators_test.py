@@ -234,6 +234,63 @@ def test_records_may_call_classes_otherwise_than_prompts_do():
   assert evaluator.run(embed_image, embed_text)["accuracy"] == 1.0
 
 
+def told(evaluator, caplog):
+  """What the first run of an evaluator warns of; a second one says no more."""
+  for _ in range(2):
+    evaluator.run(embed_image, embed_text)
+  return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_labels_that_are_numbers_are_warned_of_once(caplog):
+  source = make(("blue", "green", "red"))
+  for k, record in enumerate(source):
+    record["label"] = k
+  evaluator = ZeroShot(source, tokenizer, TRANSFORM, name="mine")
+  (warning,) = told(evaluator, caplog)
+  assert warning.startswith("mine: the labels are numbers without names")
+  assert evaluator.unnamed and evaluator.class_names == ("0", "1", "2")
+  named = ZeroShot(source, tokenizer, TRANSFORM, class_names=list(COLOURS))
+  assert not named.unnamed
+  assert named.run(embed_image, embed_text)["accuracy"] == 1.0
+
+
+def test_captions_that_are_missing_are_counted_and_named(caplog):
+  source = make(("red", "blue", "green", "blue"))
+  source[1]["text"], source[3]["text"] = None, ["", " "]
+  (missing, copies) = told(Retrieval(source, tokenizer, TRANSFORM), caplog)
+  assert "2 of 4 pictures have no caption, first record 1 of" in missing
+  assert "1 of 4 pictures are embedded as an earlier one is" in copies
+  assert "record 3 of Source(tiny)" in copies
+
+
+def test_captions_of_several_lines_are_counted_and_named(caplog):
+  source = make(("red", "blue", "green"))
+  source[1]["text"] = "a blue square\nall blue\n"
+  source[2]["text"] = ["all green\n", "a green\r\nsquare"]
+  evaluator = Retrieval(source, tokenizer, TRANSFORM)
+  (warning,) = told(evaluator, caplog)
+  assert "captions of 2 records have several lines, first record 1" in warning
+  assert "lines=1" in warning
+  # Each is the one caption that its source says it is.
+  assert len(evaluator.captions[0]) == 2 + 1 + 2
+
+
+def test_copies_are_not_told_of_where_a_field_knows_them(caplog):
+  assert not told(
+    Retrieval(make(), tokenizer, TRANSFORM, group_field="hash"), caplog
+  )
+  (warning,) = told(Retrieval(make(), tokenizer, TRANSFORM), caplog)
+  assert "2 of 5 pictures" in warning and "group_field" in warning
+
+
+def test_templates_may_be_those_of_published_lists():
+  for template in ("a {} square", "a {c} square"):
+    evaluator = ZeroShot(make(), tokenizer, TRANSFORM, templates=[template])
+    assert evaluator.run(embed_image, embed_text)["accuracy"] == 1.0
+  with pytest.raises(ValueError, match="has no '{}' for the name"):
+    ZeroShot(make(), tokenizer, TRANSFORM, templates=["a {label}"])
+
+
 def test_a_name_twice_is_two_classes_that_labels_must_tell_apart():
   names = ["red", "blue", "red"]
   source = make(("red", "red"))

@@ -51,7 +51,7 @@ def read_suite(path: str) -> Suite:
   """
   file = pathlib.Path(path).expanduser()
   try:
-    table = tomllib.loads(file.read_text("utf-8"))
+    table = tomllib.loads(file.read_text("utf-8-sig"))
   except OSError as error:
     raise ConfigError(f"suite {path}: {error.strerror}.") from error
   except ValueError as error:

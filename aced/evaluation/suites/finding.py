@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from aced.config import ConfigError
 from aced.data import open_source
-from aced.data.records import Record, Source
+from aced.data.records import Record, Slice, Source
 from aced.data.specs import options_of
 from aced.evaluation.suites.task import Task
 
@@ -122,14 +122,15 @@ def find(
     data_dir: the folder that stands for "{data_dir}" in its sources.
     partial: whether a data set that is not whole will do.
   """
-  wrong = ""
+  wrong = why = ""
   for spec in task.sources:
     spec = spec.replace("{data_dir}", data_dir)
     try:
       source = open_source(spec)
     except (ConfigError, OSError, ImportError) as error:
+      why = str(error)
       if _is_there(spec):
-        wrong = wrong or str(error)
+        wrong = wrong or why
       continue
     return _checked(task, spec, source, partial)
   where = ", ".join(
@@ -138,7 +139,9 @@ def find(
   )
   if wrong:
     return Missing(task, wrong, refused=True)
-  return Missing(task, f"not found; looked for {where}")
+  # Of several places, what is wrong with one says little.
+  more = f": {why}" if len(task.sources) == 1 else ""
+  return Missing(task, f"not found; looked for {where}{more}")
 
 
 def find_training(found: Found, data_dir: str) -> Source | None:
@@ -163,7 +166,7 @@ def find_training(found: Found, data_dir: str) -> Source | None:
 def _checked(task, spec, source, partial) -> Found | Missing:
   """The data, if it is all of it and of the right classes."""
   notes = []
-  count = len(source)
+  whole, count = source, len(source)
   damage = source.damage()
   if count != task.records or damage:
     reason = f"{count:,} of {task.records:,} pictures are there"
@@ -176,13 +179,19 @@ def _checked(task, spec, source, partial) -> Found | Missing:
     if task.kind == "zero_shot":  # Of a record cut short, the class may lack.
       labels = (source.fields(k).get("label") for k in range(count))
       kept = [k for k, label in enumerate(labels) if label is not None]
+      if len(kept) < count:
+        first = min(set(range(count)) - set(kept))
+        notes.append(
+          f"{count - len(kept):,} of them have no label and are left out, first"
+          f" {source.where(first)}"
+        )
       source = Chosen(source, kept)
   if task.kind != "zero_shot":
     lines = spec.startswith(_SHARDS) and task.kind == "retrieval"
     source = Lines(source) if lines else source
     return Found(task, spec, source, note="; ".join(notes))
   try:
-    names, label_names, note = _classes(task, spec, source)
+    names, label_names, note = _classes(task, spec, whole)
   except ConfigError as error:
     return Missing(task, str(error), refused=True)
   notes += [note] if note else []
@@ -196,27 +205,42 @@ def _classes(task, spec, source):
     ConfigError: there are none, or as many as the task has not.
   """
   names = task.class_names
+  # Of a suite of one's own; with no names they are those of the source.
+  own = isinstance(task.classes, tuple)
   if spec.startswith(_SHARDS):
     folder, note = _folder(spec), ""
-    own = _beside(folder)
-    if own is not None:
-      _check_count(task, own, folder / CLASSES_FILE)
-      if names and own != names:
-        differ = sum(a != b for a, b in zip(own, names, strict=True))
-        note = f"{differ} of the {len(own)} class names are those of the data"
-    names = own or names
+    beside = _beside(folder)
+    if beside is not None:
+      _check_count(task, beside, folder / CLASSES_FILE)
+      if names and beside != names:
+        differ = sum(a != b for a, b in zip(beside, names, strict=True))
+        note = (
+          f"{differ} of the {len(beside)} class names are those of the data"
+        )
+    names = beside or names
+    if own:
+      return names or None, None, note
     if not names:
       raise ConfigError(
         f"its class names come with the data, and there is no {CLASSES_FILE} in"
         f" {folder}"
       )
     return names, tuple(str(k) for k in range(len(names))), note
-  if spec.startswith("tfds:"):
-    own = source.class_names
-    _check_count(task, own, spec)
-    return names or own, own, ""
-  # Of a suite of one's own; with no names they are those of the source.
+  known = _declared(source)
+  if known:
+    _check_count(task, known, spec)
+    return names or known, known, ""
   return names or None, None, ""
+
+
+def _declared(source) -> tuple[str, ...] | None:
+  """The class names that a data set itself has, in their order; or None."""
+  while isinstance(source, Slice):
+    source = source.source
+  try:
+    return getattr(source, "class_names", None)
+  except ConfigError:  # Its labels are no classes, but texts or numbers.
+    return None
 
 
 def _check_count(task, names, where):
@@ -238,8 +262,12 @@ def _beside(folder) -> tuple[str, ...] | None:
   path = folder / CLASSES_FILE
   if not path.is_file():
     return None
+  try:
+    text = path.read_text("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path} is not UTF-8: {error}") from error
   # A published list has a class whose name is empty.
-  return tuple(line.strip() for line in path.read_text("utf-8").splitlines())
+  return tuple(line.strip() for line in text.splitlines())
 
 
 def _is_there(spec) -> bool:
@@ -251,7 +279,8 @@ def _is_there(spec) -> bool:
     folder = options_of(query, spec).get("data_dir", "")
     return (pathlib.Path(folder).expanduser() / name).is_dir()
   pattern = os.path.expanduser(re.sub(r"\{[^}]*\}", "*", where))
-  return bool(glob.glob(pattern))
+  # Brackets may be those of a pattern, or of a name.
+  return any(glob.glob(p) for p in (pattern, pattern.replace("[", "[[]")))
 
 
 def _split(record: Record) -> Record:

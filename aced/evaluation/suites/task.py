@@ -7,7 +7,7 @@ import json
 from typing import NamedTuple
 
 from aced.config import did_you_mean
-from aced.evaluation.zero_shot import TEMPLATES
+from aced.evaluation.zero_shot import TEMPLATES, check_templates
 
 # Kind -> the metrics that it can be scored by.
 METRICS = {
@@ -50,8 +50,8 @@ class Task:
     classes: the class names, in the order of their numbers, or the name of the
       package's list of them; None: they come with the data, a line each in
       classnames.txt.
-    templates: prompts with "{}" where the name of the class goes, or the name
-      of the package's list; none are `aced.evaluation.TEMPLATES`.
+    templates: prompts with "{}" or "{c}" where the name of the class goes, or
+      the name of the package's list; none are `aced.evaluation.TEMPLATES`.
     group_field: what holds a picture's group, for the metrics of the worst
       group; "metadata.0" is item 0 of the list `metadata`.
     groups_left_out: groups that do not count.
@@ -92,11 +92,10 @@ class Task:
       self._refuse(
         "num_classes", f"there are {len(names)} class names; make them agree"
       )
-    for prompt in self.prompts:
-      if "{}" not in prompt:
-        self._refuse(
-          "templates", f"{prompt!r} has no '{{}}' for the name of the class"
-        )
+    try:
+      check_templates(self.prompts)
+    except ValueError as error:
+      self._refuse("templates", str(error).removesuffix("."))
 
   @property
   def class_names(self) -> tuple[str, ...] | None:

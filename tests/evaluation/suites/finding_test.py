@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from aced.evaluation.labels import classes
 from aced.evaluation.suites import Found, Missing, Task, find, find_training
 
 # TFDS with a newer protobuf than it was written for.
@@ -48,6 +49,12 @@ def shard(path, keys, kind="cls", text=lambda k: str(k % 3)):
         file.addfile(member, io.BytesIO(data))
 
 
+def write_lines(folder, lines):
+  (folder / "a.png").write_bytes(picture(0))
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / "own.jsonl").write_text(text)
+
+
 @pytest.fixture
 def folder(tmp_path):
   """Two shards of a data set, as CLIP_benchmark publishes them."""
@@ -61,7 +68,6 @@ def test_shards_have_numbers_for_labels_and_a_training_split(folder):
   found = find(TASK, str(folder))
   assert isinstance(found, Found) and not found.note
   assert found.class_names == NAMES
-  assert found.label_names == ("0", "1", "2")
   assert [found.source.fields(k)["label"] for k in range(6)] == list("012012")
   assert len(find_training(found, str(folder))) == 7
   shutil.rmtree(folder / "wds_pets/train")
@@ -129,8 +135,72 @@ def test_class_names_may_come_with_the_data_alone(folder):
   task = dataclasses.replace(TASK, classes=None)
   found = find(task, str(folder))
   assert found.refused and "there is no classnames.txt" in found.reason
-  (folder / "wds_pets/classnames.txt").write_text("a\nb\nc\n")
-  assert find(task, str(folder)).class_names == ("a", "b", "c")
+  path = folder / "wds_pets/classnames.txt"
+  path.write_text("\ufeffa\nb\r\nc\n")
+  found = find(task, str(folder))
+  assert found.class_names == ("a", "b", "c")
+  # What publishers number, is numbered.
+  assert found.label_names == ("0", "1", "2")
+  path.write_bytes("süß\nb\nc\n".encode("latin-1"))
+  found = find(task, str(folder))
+  assert found.refused and "classnames.txt is not UTF-8" in found.reason
+
+
+OWN = dataclasses.replace(TASK, sources=TASK.sources[:1], get="")
+
+
+def labels(found):
+  """The class names of a task's data, and the class of every record."""
+  got = classes(found.source, "label", found.class_names, found.label_names)
+  return got.names, got.labels.tolist()
+
+
+@pytest.mark.parametrize("written", [str.strip, str.upper, "{} ".format])
+@pytest.mark.parametrize("beside", [False, True])
+def test_shards_of_ones_own_have_names_or_numbers(tmp_path, written, beside):
+  order = NAMES[1], NAMES[2], NAMES[0]
+  path = tmp_path / "wds_pets"
+  shard(path / "test/0.tar", range(6), text=lambda k: written(order[k % 3]))
+  if beside:
+    (path / "classnames.txt").write_text("".join(f"{n}\n" for n in NAMES))
+  want = NAMES, [1, 2, 0, 1, 2, 0]
+  assert labels(find(OWN, str(tmp_path))) == want
+  left_out = dataclasses.replace(OWN, classes=(), num_classes=0)
+  names, numbers = labels(find(left_out, str(tmp_path)))
+  if not beside:
+    assert [name.lower().strip() for name in names] == sorted(NAMES)
+    numbers = [NAMES.index(names[k].lower().strip()) for k in numbers]
+  assert numbers == want[1]
+  shard(path / "test/0.tar", range(6))
+  assert labels(find(OWN, str(tmp_path))) == (NAMES, [0, 1, 2, 0, 1, 2])
+
+
+def test_of_one_place_alone_it_says_why_it_was_not_found(tmp_path):
+  task = dataclasses.replace(OWN, sources=("jsonl:{data_dir}/tets.jsonl",))
+  (tmp_path / "test.jsonl").write_text("")
+  found = find(task, str(tmp_path))
+  assert not found.refused and "Did you mean 'test.jsonl'" in found.reason
+  far = dataclasses.replace(OWN, sources=("webdataset:nowhere://x/*.tar",))
+  assert "cannot be reached" in find(far, str(tmp_path)).reason
+
+
+def test_part_of_a_set_says_which_records_have_no_label(tmp_path):
+  lines = [{"image": "a.png", "text": "x", "label": n} for n in "pqpq"]
+  del lines[2]["label"]
+  write_lines(tmp_path, lines)
+  task = dataclasses.replace(
+    OWN,
+    sources=("jsonl:{data_dir}/own.jsonl",),
+    classes=(),
+    num_classes=0,
+  )
+  whole = find(dataclasses.replace(task, records=4), str(tmp_path))
+  with pytest.raises(ValueError, match="record 2 .* has None, 1 of 4 have"):
+    labels(whole)
+  part = find(task, str(tmp_path), partial=True)
+  assert "1 of them have no label and are left out, first" in part.note
+  assert "record 2 of jsonl:" in part.note
+  assert labels(part) == (("p", "q"), [0, 1, 1])
 
 
 class AcedSuitePets(tfds.core.GeneratorBasedBuilder):
@@ -193,10 +263,8 @@ def test_captions_of_shards_are_lines(tmp_path):
 
 
 def test_a_source_of_ones_own_names_its_classes(tmp_path):
-  (tmp_path / "a.png").write_bytes(picture(0))
   lines = [{"image": "a.png", "text": "x", "label": n} for n in ("p", "q")]
-  path = tmp_path / "own.jsonl"
-  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  write_lines(tmp_path, lines)
   task = dataclasses.replace(
     TASK,
     sources=("jsonl:{data_dir}/own.jsonl?label=label",),
