@@ -17,6 +17,8 @@ import numpy as np
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 34, 40
 _LEGEND_ROW, _CHARACTER = 18, 7.0  # Pixels, the second of 12 px text.
+_DIGIT = 7.8  # Of a wide font, with its full stops and percent signs.
+_GAP = 7  # Between a number and what it is of.
 _TITLE_ROW, _TITLE_CHARACTERS = 17, 46
 TICKS = 5
 
@@ -113,13 +115,14 @@ def lines(
   ]
   ys.append(np.array([y for _, y in marks] + [0.0] * zero))
   y = _Axis.around(np.concatenate(ys), (HEIGHT - BOTTOM, TOP), percent)
+  left = max(LEFT, _GAP + 2 + max(_width(y.text(t)) for t in y.ticks()))
   xs = np.concatenate([np.asarray(s.x, float) for s in series])
-  x = _Axis(xs.min(), xs.max(), (LEFT, WIDTH - RIGHT))
-  parts = [_grid(y), _x_axis(x, x_label)]
+  x = _Axis(xs.min(), xs.max(), (left, WIDTH - RIGHT))
+  parts = [_grid(y, left), _x_axis(x, x_label)]
   for label, level in marks:
     at = y(level)
     parts.append(
-      f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"'
+      f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"'
       ' stroke="var(--dim)" stroke-dasharray="2 4"/>'
       f'<text x="{WIDTH - RIGHT}" y="{at - 4:.1f}" text-anchor="end">'
       f"{html.escape(label)}</text>"
@@ -152,14 +155,16 @@ def bars(
   values = [v for row in rows for v in (row.value, *row.seeds)]
   most = max([*values, *(v for _, v in marks)])
   least = min(0.0, *values)
-  x = _Axis(least, most or 1.0, (left, WIDTH - 56), percent)
+  x = _Axis(least, most or 1.0, (left, WIDTH), percent)
+  told = max(_width(x.text(row.value, True)) for row in rows)
+  x.last = WIDTH - max(56, told + 2 * _GAP)
   bottom = TOP + row_height * len(rows)
   parts = [
     f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}"'
-    f' y2="{bottom}"/><text x="{x(t):.1f}" y="{bottom + 16}"'
-    f' text-anchor="middle">{x.text(t)}</text>'
+    f' y2="{bottom}"/>'
     for t in x.ticks()
   ]
+  parts.append(_x_ticks(x, bottom + 16))
   for number, row in enumerate(rows):
     top = TOP + row_height * number + 20  # Its label is above it.
     start, end = sorted((x(0.0), x(row.value)))
@@ -172,15 +177,14 @@ def bars(
       f'<text x="{left}" y="{top - 5}">{html.escape(row.label)}</text>'
       f'<rect x="{start:.1f}" y="{top}" width="{max(end - start, 1):.1f}"'
       f' height="18" rx="2" fill="var(--c{row.colour})" opacity=".75"/>{dots}'
-      f'<text x="{beyond + 7:.1f}" y="{top + 13}">{x.text(row.value, True)}'
+      f'<text x="{beyond + _GAP:.1f}" y="{top + 13}">{x.text(row.value, True)}'
       "</text>"
     )
   for label, level in marks:
     parts.append(
       f'<line x1="{x(level):.1f}" x2="{x(level):.1f}" y1="{TOP - 4}"'
       f' y2="{bottom}" stroke="var(--dim)" stroke-dasharray="2 4"/>'
-      f'<text x="{x(level) + 3:.1f}" y="{bottom + 30}" text-anchor="end">'
-      f"{html.escape(label)}</text>"
+      f"{_centred(label, x(level), bottom + 30)}"
     )
   return _svg(title, parts, [], bottom + (38 if marks else 24))
 
@@ -244,16 +248,53 @@ class _Axis:
       # At least three digits of a number below 100.
       places = max(places, 1) if abs(value) < 100 else places
     if max(abs(self.least), abs(self.most)) >= 10_000 and not self.percent:
-      return _thousands(value)
-    text = f"{value:,.{places}f}"
+      if precise and value:  # Three digits, whatever ticks need.
+        step = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+      return _thousands(value, step)
+    text = f"{value:,.{places}f}" if places < 7 else f"{value:.3g}"
     return f"{text}%" if self.percent else text
 
 
-def _thousands(value):
+def _thousands(value, step):
+  """A large number in its unit, told apart from those a step away."""
   for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if abs(value) >= size:
-      return f"{value / size:.3g}{unit}"
+      places = max(0, math.ceil(-math.log10(step / size) - 1e-9))
+      if places > 2 and step >= 1:
+        return f"{value:,.0f}"
+      text = f"{value / size:.{places}f}"
+      return f"{text.rstrip('0').rstrip('.') if places else text}{unit}"
   return f"{value:g}"
+
+
+def _width(text):
+  """How wide a number is at most, in pixels, whatever the reader's font."""
+  return math.ceil(_DIGIT * len(text))
+
+
+def _centred(text, at, y):
+  """A text around a place, or as near to it as the chart has room."""
+  half = _width(text) / 2
+  at = min(max(at, half + 1), WIDTH - half - 1)
+  return (
+    f'<text x="{at:.1f}" y="{y}" text-anchor="middle">{html.escape(text)}'
+    "</text>"
+  )
+
+
+def _x_ticks(x, y):
+  """The numbers of an axis: all, or every second and so on if these fit."""
+  ticks = x.ticks()
+  texts = [x.text(tick) for tick in ticks]
+  wide = max(map(_width, texts)) + _GAP
+  # At its ends numbers are moved inwards, by half of their width at most.
+  room = abs(x(ticks[-1]) - x(ticks[0])) - max(0, wide / 2 - RIGHT)
+  most = max(1, int(room / wide) + 1)
+  every = math.ceil(len(ticks) / most)
+  return "".join(
+    _centred(text, x(tick), y)
+    for tick, text in zip(ticks[::every], texts[::every], strict=True)
+  )
 
 
 def _colour(series, number):
@@ -261,10 +302,10 @@ def _colour(series, number):
   return found % len(COLOURS)
 
 
-def _grid(y):
+def _grid(y, left):
   return "".join(
-    f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}"'
-    f' y2="{y(t):.1f}"/><text x="{LEFT - 7}" y="{y(t) + 4:.1f}"'
+    f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}"'
+    f' y2="{y(t):.1f}"/><text x="{left - _GAP}" y="{y(t) + 4:.1f}"'
     f' text-anchor="end">{y.text(t)}</text>'
     for t in y.ticks()
   )
@@ -272,15 +313,10 @@ def _grid(y):
 
 def _x_axis(x, label):
   bottom = HEIGHT - BOTTOM
-  ticks = "".join(
-    f'<text x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">'
-    f"{x.text(t)}</text>"
-    for t in x.ticks()
-  )
-  middle = (LEFT + WIDTH - RIGHT) / 2
+  middle = (x.first + WIDTH - RIGHT) / 2
   return (
-    f'{ticks}<text x="{middle}" y="{bottom + 33}" text-anchor="middle">'
-    f"{html.escape(label)}</text>"
+    f'{_x_ticks(x, bottom + 16)}<text x="{middle}" y="{bottom + 33}"'
+    f' text-anchor="middle">{html.escape(label)}</text>'
   )
 
 

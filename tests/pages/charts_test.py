@@ -95,6 +95,50 @@ def test_percent_and_large_numbers_are_told_short():
   assert {"1M", "2M"} <= set(words(svg))
 
 
+SMALL = 1e-5, 1.2e-5, 4e-5
+
+
+@pytest.mark.parametrize("percent", [False, True])
+@pytest.mark.parametrize(
+  ("x", "y"),
+  [
+    ((0, 500, 1000), SMALL),
+    (SMALL, SMALL),
+    ((9990, 10_000, 10_010), (0.99991, 0.99992, 0.99995)),
+    ((1e5, 1.5e5, 163_840), (1_234_567, 1_234_600, 1_234_700)),
+    ((1e-7, 1.5e-7, 2e-7), (1e-9, 1.5e-9, 2e-9)),
+    ((0, 1, 2), (-12_345.5, -1000, 12_345)),
+  ],
+)
+def test_numbers_of_axes_are_whole_unlike_and_apart(x, y, percent):
+  drawn = [
+    charts.lines("x", [Series("x", x, y)], percent=percent),
+    charts.bars("x", [Bar("", v, [v]) for v in y], percent=percent),
+  ]
+  for svg in drawn:
+    texts = [t for t in parsed(svg).iter(f"{SVG}text") if t.text]
+    rows = {}
+    for text in texts[1:]:
+      if re.fullmatch(r"-?[\d.,]+(e-\d+)?[kM]?%?", text.text):
+        anchor = text.get("text-anchor", "start")
+        # No font of 12 px has wider digits on average.
+        wide = 7.6 * len(text.text)
+        start = (
+          float(text.get("x"))
+          - {"start": 0, "middle": 0.5, "end": 1}[anchor] * wide
+        )
+        assert start > 0 and start + wide < charts.WIDTH, text.text
+        rows.setdefault((anchor, text.get("y")), []).append(
+          (start, start + wide, text.text)
+        )
+    for (anchor, _), row in rows.items():
+      if anchor == "middle":  # The x axis.
+        assert len(row) >= 2 and len({t for *_, t in row}) == len(row)
+        assert all(a[1] < b[0] for a, b in zip(sorted(row), sorted(row)[1:]))
+    levels = [t for (a, _), row in rows.items() if a == "end" for *_, t in row]
+    assert len(set(levels)) == len(levels)
+
+
 def test_what_is_written_is_escaped():
   nasty = '<script>"&'
   svg = charts.lines(nasty, [Series(nasty, [0, 1], [0, 1])] * 2)
