@@ -159,11 +159,26 @@ def shares_of_iid(
 
 
 class Claim(NamedTuple):
-  """Something that the study was to show, and whether it does."""
+  """Something that the study was to show, and whether it does.
+
+  Attributes:
+    text: what.
+    met: whether it does; None where cells are missing.
+    why: the figures.
+    within: whether it is not met for lying within the spread, either way.
+  """
 
   text: str
   met: bool | None
   why: str
+  within: bool = False
+
+  @property
+  def verdict(self) -> str:
+    """In words."""
+    if self.within:
+      return "not shown (within the spread)"
+    return {True: "met", False: "NOT met", None: "open"}[self.met]
 
 
 def claims(
@@ -181,11 +196,10 @@ def claims(
     (g.cell.method, g.cell.reference): g for g in groups(study, "b", rows)
   }
   for method in ("h_acid", "acidistill"):
-    text = (
-      f"{METHODS[method].label}: the larger reference is ahead of the equal"
-    )
+    name = METHODS[method].label
+    text = f"{name}: the larger reference is ahead of the equal"
     larger, equal = (sizes.get((method, s)) for s in ("larger", "equal"))
-    claim = _above(study, text, larger, equal, by_spread=False)
+    claim = _above(study, text, larger, equal)
     found.append(claim._replace(why=claim.why + _of_references(study, rows)))
   return found
 
@@ -226,13 +240,13 @@ def _too_few(count):
   return f"{count} of {SEEDS} seeds were run"
 
 
-def _above(study, text, ours, theirs, by_spread=True):
-  """Whether one mean is above another, or by more than the spread.
+def _above(study, text, ours, theirs):
+  """Whether one mean is above another by more than the spread.
 
   The spread is the larger standard deviation of the two. Of seeds that one of
   them lacks nothing is said: they differ more than methods do.
   """
-  text += ", by more than the spread" * by_spread
+  text += ", by more than the spread"
   shared = _seeds(ours) & _seeds(theirs)
   if len(shared) < SEEDS:
     return Claim(text, None, _too_few(len(shared)))
@@ -246,4 +260,4 @@ def _above(study, text, ours, theirs, by_spread=True):
     f"{100 * ours.mean(study.metric):.1f}% against"
     f" {100 * theirs.mean(study.metric):.1f}%, spread {100 * spread:.1f}"
   )
-  return Claim(text, difference > (spread if by_spread else 0.0), why)
+  return Claim(text, difference > spread, why, abs(difference) <= spread)

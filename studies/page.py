@@ -104,7 +104,8 @@ def html_page(
   runs = [row for row in rows if row["method"] != "reference"]
   notes = [html.escape(_told(c)) for c in claims]
   asked = [c.met for c in claims]
-  tone = "good" if all(asked) else "bad" if False in asked else "plain"
+  failed = any(c.met is False and not c.within for c in claims)
+  tone = "good" if all(asked) else "bad" if failed else "plain"
   met, known = asked.count(True), len(asked) - asked.count(None)
   words = f"{met} of {known} claims hold"
   if known < len(asked):
@@ -132,8 +133,7 @@ def html_page(
 
 
 def _told(claim: Claim) -> str:
-  met = {True: "met", False: "NOT met", None: "open"}[claim.met]
-  return f"{met}: {claim.text} ({claim.why})"
+  return f"{claim.verdict}: {claim.text} ({claim.why})"
 
 
 def _bars(study, groups):

@@ -126,17 +126,24 @@ def test_above_is_by_more_than_the_spread():
     rows,
     [p for r in rows for p in curve(Cell(r["method"], 0.6, r["seed"]), [0.1])],
   )
-  met = {
-    c.text.split(" ends above ")[1].split(",")[0]: c.met
+  above = {
+    c.text.split(" ends above ")[1].split(",")[0]: c
     for c in claims
     if "ends above" in c.text
   }
+  met = {name: c.met for name, c in above.items()}
   # KD's own spread is wider than the distance; I-ACID is nearer than ours.
   assert met == {
     "IID": True,
     "Softmax-KD": False,
     "I-ACID": False,
     "H-ACID": None,
+  }
+  assert {name: c.verdict for name, c in above.items()} == {
+    "IID": "met",
+    "Softmax-KD": "not shown (within the spread)",
+    "I-ACID": "not shown (within the spread)",
+    "H-ACID": "open",
   }
 
 
@@ -159,6 +166,27 @@ def test_the_larger_reference_is_compared_with_the_equal_one():
   claims = answers.claims(STUDY, rows_of(scores, "b"), [])
   assert [c.met for c in claims[-2:]] == [True, None]
   assert "2 of 3 seeds" in claims[-1].why
+
+
+@pytest.mark.parametrize(
+  ("larger", "verdict"),
+  [
+    # Ahead, by a third of the spread.
+    ([0.41, 0.43, 0.39], "not shown (within the spread)"),
+    ([0.37, 0.38, 0.36], "not shown (within the spread)"),
+    ([0.47, 0.46, 0.48], "met"),
+    ([0.30, 0.31, 0.29], "NOT met"),
+  ],
+)
+def test_what_is_within_the_spread_is_not_shown(larger, verdict):
+  scores = {
+    ("h_acid", "larger"): larger,
+    ("h_acid", "equal"): [0.32, 0.39, 0.452],
+  }
+  claim = answers.claims(STUDY, rows_of(scores, "b"), [])[-2]
+  assert claim.text.endswith("is ahead of the equal, by more than the spread")
+  assert claim.verdict == verdict and claim.met is (verdict == "met")
+  assert "spread 6.6" in claim.why
 
 
 def test_a_seed_that_one_of_two_lacks_says_nothing():
