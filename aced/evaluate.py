@@ -195,11 +195,14 @@ def check_folder(data_dir: str, chosen: suites.Suite) -> None:
       f"--data_dir={data_dir} is no folder; name the one that holds the tasks'"
       " data, or make it and run this again to be told what to put there."
     )
-  if "?" in data_dir:
-    raise ConfigError(
-      f"--data_dir={data_dir} has a '?', after which a source has its options;"
-      " give the folder another name, or a link to it."
-    )
+  # Which end the folder's name within the spec of a source.
+  options = any("={data_dir}" in s for t in chosen.tasks for s in t.sources)
+  for letter in "?&" if options else "?":
+    if letter in data_dir:
+      raise ConfigError(
+        f"--data_dir={data_dir} has a {letter!r}, which ends the name of a"
+        " folder in the spec of a source; give it another name, or a link."
+      )
 
 
 def place(checkpoint: str, tokenizer: str) -> Model:

@@ -242,6 +242,16 @@ def test_probe(model, data, tmp_path):
     assert text.count("linear probe") == text.count("nearest neighbours") == 1
 
 
+def test_training_data_that_is_not_there_costs_no_score(model, data, tmp_path):
+  text = SUITE.replace('train = "jsonl:{data_dir}/tones', 'train = "jsonl:/no')
+  (tmp_path / "suite.toml").write_text(text)
+  given = model, tmp_path / "suite.toml", data, tmp_path / "o"
+  result, _ = run(*given, tokenizer="bytes", probe=True)
+  assert result["average"]["tasks"] == 2
+  (note,) = result["tasks"]["tones"]["notes"]
+  assert note.startswith("no probe: ") and "/no.jsonl" in note
+
+
 @pytest.mark.parametrize(
   ("entry", "own", "wrong"),
   [
@@ -308,9 +318,15 @@ def test_labels_that_are_numbers_are_told_of(model, data, tmp_path):
 
 
 def test_a_folder_that_a_source_cannot_say_is_refused(model, data, tmp_path):
+  own = tmp_path / "suite.toml"
   data = data.rename(tmp_path / "what?")
   with pytest.raises(ConfigError, match=r"what\? has a '\?'"):
-    run(model, tmp_path / "suite.toml", data, tokenizer="bytes")
+    run(model, own, data, tokenizer="bytes")
+  data = data.rename(tmp_path / "this & that")
+  with pytest.raises(ConfigError, match="has a '&'"):
+    run(model, "stableeval", data, tokenizer="bytes")
+  result, _ = run(model, own, data, tmp_path / "o", tokenizer="bytes")
+  assert len(result["tasks"]) == 2
 
 
 def test_a_task_that_fails_is_named_and_others_are_run(model, data, tmp_path):

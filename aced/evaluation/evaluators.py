@@ -210,8 +210,7 @@ class Retrieval(Evaluator):
       found.append(
         f"captions of {len(lined):,} records have several lines, first"
         f" {self.source.where(lined[0])}, and each counts as one caption; where"
-        " each line is a caption, add lines=1 to a source webdataset:, or give"
-        " a list of texts"
+        " each line is a caption, say so by ?lines=1 in the source"
       )
     copies = [] if self.group_field else _copies(images.z)
     if len(copies):

@@ -105,7 +105,11 @@ class Runner:
     if self.probe and task.kind == "zero_shot":
       try:
         metrics |= self.probed(found, evaluator, images)
-      except (ValueError, OSError) as error:  # It has its zero-shot score yet.
+      except (
+        ValueError,
+        OSError,
+        ImportError,
+      ) as error:  # It has its zero-shot score yet.
         if jax.process_count() > 1:  # The others are in the middle of it.
           raise
         told.append(f"no probe: {error}")
@@ -225,7 +229,10 @@ class Runner:
     parts = repr(found.task), found.task.prompts, found.class_names, data
     parts += (found.label_names,)
     if self.probe and found.task.kind == "zero_shot":
-      train = find_training(found, self.data_dir)
+      try:
+        train = find_training(found, self.data_dir)
+      except (ValueError, OSError, ImportError):  # Told of by the probe.
+        train = None
       parts += (train and (identity.of_source(train), of_fields(train)),)
     parts += identity.of_tokenizer(self.tokenizer), self.probe, SCORING
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from aced.config import ConfigError
 from aced.data import open_source
-from aced.data.records import Record, Slice, Source
+from aced.data.records import Slice, Source
 from aced.data.specs import options_of
 from aced.evaluation.suites.task import Task
 
 # What publishers lay beside their shards: a class a line, in their order.
 CLASSES_FILE = "classnames.txt"
-# Shards: captions are the lines of one text, labels are numbers of classes.
+# Shards of publishers have captions in the lines of one text.
 _SHARDS = "webdataset:"
 
 
@@ -53,34 +53,6 @@ class Missing(NamedTuple):
   task: Task
   reason: str
   refused: bool = False
-
-
-class Lines(Source):
-  """A source whose texts are split at line ends: a caption a line."""
-
-  def __init__(self, source: Source):
-    self.source = source
-
-  def __len__(self):
-    return len(self.source)
-
-  def __repr__(self):
-    return repr(self.source)
-
-  def __getitem__(self, index):
-    return _split(self.source[index])
-
-  def fields(self, index):
-    """The record at `index` without its picture."""
-    return _split(self.source.fields(index))
-
-  def where(self, index):
-    """Where the record at `index` is stored."""
-    return self.source.where(index)
-
-  def damage(self):
-    """What is wrong with whole files."""
-    return self.source.damage()
 
 
 class Chosen(Source):
@@ -126,6 +98,7 @@ def find(
   for spec in task.sources:
     spec = spec.replace("{data_dir}", data_dir)
     try:
+      spec = _in_lines(task, spec)
       source = open_source(spec)
     except (ConfigError, OSError, ImportError) as error:
       why = str(error)
@@ -150,17 +123,36 @@ def find_training(found: Found, data_dir: str) -> Source | None:
   Args:
     found: the test split.
     data_dir: as of `find`.
+
+  Raises:
+    ConfigError, OSError, ImportError: it is there, or the task names it, and it
+      cannot be opened.
   """
   specs = [s.replace("{data_dir}", data_dir) for s in found.task.train_sources]
+  named = bool(specs)
   if not specs and found.spec.startswith(_SHARDS) and "/test/" in found.spec:
     specs = [found.spec.replace("/test/", "/train/", 1)]
   for spec in specs:
     try:
       return open_source(spec)
     except (ConfigError, OSError, ImportError):
-      if _is_there(spec):
+      if named or _is_there(spec):
         raise
   return None
+
+
+def _in_lines(task, spec) -> str:
+  """A spec of shards with captions: each line is one, unless it says not.
+
+  Raises:
+    ConfigError: its options cannot be read.
+  """
+  if task.kind != "retrieval" or not spec.startswith(_SHARDS):
+    return spec
+  query = spec.partition("?")[2]
+  if "lines" in options_of(query, spec):
+    return spec
+  return f"{spec}{'&' if query else '?'}lines=1"
 
 
 def _checked(task, spec, source, partial) -> Found | Missing:
@@ -187,8 +179,6 @@ def _checked(task, spec, source, partial) -> Found | Missing:
         )
       source = Chosen(source, kept)
   if task.kind != "zero_shot":
-    lines = spec.startswith(_SHARDS) and task.kind == "retrieval"
-    source = Lines(source) if lines else source
     return Found(task, spec, source, note="; ".join(notes))
   try:
     names, label_names, note = _classes(task, spec, whole)
@@ -281,10 +271,3 @@ def _is_there(spec) -> bool:
   pattern = os.path.expanduser(re.sub(r"\{[^}]*\}", "*", where))
   # Brackets may be those of a pattern, or of a name.
   return any(glob.glob(p) for p in (pattern, pattern.replace("[", "[[]")))
-
-
-def _split(record: Record) -> Record:
-  text = record.get("text")
-  if not isinstance(text, str):
-    return record
-  return record | {"text": [line for line in text.split("\n") if line.strip()]}

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 import tarfile
 
@@ -9,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from aced.data import open_source, pipeline
 from aced.evaluation.labels import classes
 from aced.evaluation.suites import Found, Missing, Task, find, find_training
 
@@ -175,6 +177,17 @@ def test_shards_of_ones_own_have_names_or_numbers(tmp_path, written, beside):
   assert labels(find(OWN, str(tmp_path))) == (NAMES, [0, 1, 2, 0, 1, 2])
 
 
+@pytest.mark.parametrize("name", ["[2024] set", "a set", "[a-b]", "x[0]"])
+def test_a_folder_may_have_brackets_in_its_name(tmp_path, name):
+  path = tmp_path / name / "wds_pets/test/0.tar"
+  shard(path, range(6))
+  assert labels(find(TASK, str(tmp_path / name)))[0] == NAMES
+  # What is wrong there is told, and not that nothing is.
+  path.write_bytes(b"no tar")
+  found = find(TASK, str(tmp_path / name))
+  assert found.refused and "no records" in found.reason
+
+
 def test_of_one_place_alone_it_says_why_it_was_not_found(tmp_path):
   task = dataclasses.replace(OWN, sources=("jsonl:{data_dir}/tets.jsonl",))
   (tmp_path / "test.jsonl").write_text("")
@@ -199,7 +212,7 @@ def test_part_of_a_set_says_which_records_have_no_label(tmp_path):
     labels(whole)
   part = find(task, str(tmp_path), partial=True)
   assert "1 of them have no label and are left out, first" in part.note
-  assert "record 2 of jsonl:" in part.note
+  assert re.search("(line 3|record 2) of", part.note)
   assert labels(part) == (("p", "q"), [0, 1, 1])
 
 
@@ -256,10 +269,19 @@ def test_captions_of_shards_are_lines(tmp_path):
     records=3,
     metric="mean/R@1",
   )
-  source = find(task, str(tmp_path)).source
-  assert source.fields(0)["text"] == ["a cat", "the cat", " a tabby "]
-  assert source[1]["text"] == source.fields(1)["text"]
-  assert source.damage() == [] and "s0001" in source.where(1)
+  found = find(task, str(tmp_path))
+  assert found.spec.endswith("?text=txt&lines=1")
+  assert found.source.fields(0)["text"] == ["a cat", "the cat", "a tabby"]
+  assert found.source[1]["text"] == found.source.fields(1)["text"]
+  # The evaluators of a run open the same spec, and have the same captions.
+  texts, index = pipeline.eval_captions(open_source(found.spec))
+  assert len(texts) == 9 and index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+  for spec, count in (("", 9), ("?lines=1", 9), ("?lines=0", 3)):
+    own = dataclasses.replace(
+      task, sources=(f"webdataset:{{data_dir}}/wds_coco/test/*.tar{spec}",)
+    )
+    source = find(own, str(tmp_path)).source
+    assert len(pipeline.eval_captions(source)[0]) == count
 
 
 def test_a_source_of_ones_own_names_its_classes(tmp_path):
