@@ -59,6 +59,18 @@ class Association(Evaluator):
     """Reads the instances and their cues."""
     _ = self._instances
 
+  def notes(self, images):
+    """On instances that are left out."""
+    read = np.isin(np.arange(len(self.source)), images.index)
+    instances, cues = self._instances
+    left = [k for k, (own, _) in enumerate(instances) if not read[own].all()]
+    if not left:
+      return []
+    return [
+      f"{len(left):,} of {len(instances):,} instances have a picture that could"
+      f" not be read, and are left out, first that of the cue {cues[left[0]]!r}"
+    ]
+
   def measure(self, images, embed_text) -> Associated:
     """Picks the pictures of every cue."""
     instances, cues = self._instances

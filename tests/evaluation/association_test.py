@@ -117,6 +117,16 @@ def test_index_of_scikit_learn(seed):
   assert jaccard(similarity, right) == pytest.approx(want, rel=1e-12)
 
 
+def test_instances_that_are_left_out_are_counted_and_named():
+  source = make(mixed=False)
+  evaluator = Association(source, tokenizer, None)
+  kept = np.delete(np.arange(len(source)), [5, 8, 11])
+  (note,) = evaluator.notes(Rows(np.zeros((len(kept), 1)), kept))
+  assert note.startswith("2 of 7 instances") and note.endswith("cue 'sky'")
+  every = np.arange(len(source))
+  assert not evaluator.notes(Rows(np.zeros((len(every), 1)), every))
+
+
 def test_of_equal_candidates_the_first_is_picked():
   right = np.array([False, True, True, False])
   assert jaccard(np.ones(4), right) == pytest.approx(1 / 3)
