@@ -8,12 +8,14 @@ for each record is in the `.npz` files that `tasks` names, beside it.
 
 import json
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 FILE, FORMAT = "results.json", 1
+COLUMNS = 80  # Of a terminal.
 # Shown, never averaged: tasks that ran, but not on all of their data, and those
 # whose classes are numbers, since nothing names them.
 PARTIAL, UNNAMED = "partial", "unnamed"
@@ -95,8 +97,8 @@ def table(results: Mapping[str, Any]) -> str:
   lines = [_aligned(row, widths) for row in rows]
   rule = "─" * len(lines[0])
   lines = [lines[0], rule, *lines[1:], rule]
-  lines += [average_line(results), *cost_lines(results)]
-  return "\n".join(lines + note_lines(results))
+  below = [average_line(results), *cost_lines(results), *note_lines(results)]
+  return "\n".join(lines + [_wrapped(line) for line in below])
 
 
 def average_line(results: Mapping[str, Any]) -> str:
@@ -239,7 +241,7 @@ def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
   marks = ", ".join(_marks(entry))
   return (
     entry["title"] + (f" ({marks})" if marks else ""),
-    entry["metric"].replace("_", " "),
+    entry["metric"].replace("group_accuracy", "group").replace("_", " "),
     percent(entry["score"]),
     f"{percent(entry['low'])} to {percent(entry['high'])}",
     f"{entry['evaluated']:,}",
@@ -262,6 +264,17 @@ def _rows(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
       score = percent(entry["metrics"][name])
       found.append((f"  {title}", "accuracy", score, "", "", ""))
   return found
+
+
+def _wrapped(text: str) -> str:
+  """A text in lines of a terminal; paths and commands stay whole."""
+  return textwrap.fill(
+    text,
+    COLUMNS,
+    subsequent_indent="  ",
+    break_long_words=False,
+    break_on_hyphens=False,
+  )
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:

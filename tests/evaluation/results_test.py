@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from aced.evaluation import results as module
+from aced.evaluation import suites
 from aced.evaluation.results import ResultsError, average, markdown, read, table
 
 
@@ -157,13 +158,36 @@ def test_table_of_the_longest_words():
   assert width <= 100
 
 
+@pytest.mark.parametrize("name", suites.names())
+def test_the_tables_of_the_suites_fit_a_terminal(name):
+  tasks = {
+    task.name: entry(
+      task.title,
+      1.0,
+      metric=task.metric,
+      evaluated=task.records,
+      low=1.0,
+      high=1.0,
+      seconds=1234.5,
+      notes=["2 of 3 pictures have no caption, first " + 30 * "record "],
+    )
+    for task in suites.suite(name).tasks
+  }
+  lines = table(results(tasks, len(tasks), name)).splitlines()
+  assert max(map(len, lines)) <= 80
+  assert any(
+    line.startswith(f"{task}: 2 of 3") for line in lines for task in tasks
+  )
+
+
 def test_table_ends_with_the_average_the_costs_and_the_notes():
   found = results()
   lines = table(found).splitlines()[len(TASKS) + 3 :]
   assert lines == [
     module.average_line(found),
-    "63.1 M parameters, 7.14 GMACs a pair (5.8 image + 1.34 text) at 256 px"
-    " and 64 tokens",
+    "63.1 M parameters, 7.14 GMACs a pair (5.8 image + 1.34 text) at 256 px and"
+    " 64",
+    "  tokens",
     "latency 12.1 ms, batch 1 (10 image + 2.03 text), on one NVIDIA H100 80GB"
     " HBM3",
     "flickr30k: 1 of 2",
