@@ -12,8 +12,9 @@ Writes, into a folder that must not be there yet:
     onnx        graphs of both towers
     README.md   a model card
 
-Each format is read again and compared with the student. Of a run, the student
-alone is written: the models that taught it are not.
+With npz, stablehlo and onnx go the tokenizer's model, and aced.json, by which
+aced.load finds it. Each format is read again and compared with the student. Of
+a run, the student alone is written: the models that taught it are not.
 """
 
 import argparse
@@ -51,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
   found.add_argument(
     "--int8",
     action="store_true",
-    help="matrices of stablehlo and onnx in eight bits, a quarter of the size",
+    help="matrices of stablehlo and onnx in eight bits, a quarter of the size;"
+    " hf and npz stay in float32",
   )
   found.add_argument(
     "--tokenizer", default="", help="its spec, where the weights do not say"

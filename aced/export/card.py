@@ -7,6 +7,8 @@ from typing import Any
 
 import aced
 from aced import models
+from aced.export import carried, hf_tokenizer, names
+from aced.export.hf_folder import PIPELINE, pipeline_problem
 from aced.models.params import count_params
 from aced.models.two_towers import TwoTowers
 from aced.pretrained import Pretrained
@@ -29,7 +31,7 @@ logits = model(**inputs).logits_per_image
 ```python
 import aced
 
-model = aced.load("big_vision.npz", tokenizer="{tokenizer}")
+model = aced.load("big_vision.npz"{given})
 model.classify(["cat.jpg"], ["cat", "dog"])
 ```""",
   "stablehlo": """\
@@ -39,14 +41,17 @@ import sys
 sys.path.append("stablehlo")
 import loader  # Needs jax and flatbuffers.
 
+{ids}
 zimg = loader.embed_images(pixels)  # uint8 (n, {size}, {size}, 3)
 ztxt = loader.embed_texts(ids)  # int32 (n, {length})
 logits = loader.scale * zimg @ ztxt.T + loader.bias
 ```""",
   "onnx": """\
 ```python
+import numpy
 import onnxruntime
 
+{ids}
 image = onnxruntime.InferenceSession("onnx/image.onnx")
 text = onnxruntime.InferenceSession("onnx/text.onnx")
 (zimg,) = image.run(None, {{"image": pixels}})  # uint8 (n, {size}, {size}, 3)
@@ -54,6 +59,28 @@ text = onnxruntime.InferenceSession("onnx/text.onnx")
 logits = {scale:.6g} * zimg @ ztxt.T + {bias:.6g}
 ```""",
 }
+# Beside it where transformers can do that: see `hf_folder.pipeline_problem`.
+PIPELINE_USE = """\
+```python
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="hf")
+classify(picture, candidate_labels=["cat", "dog"])
+```"""
+TEXTS = '["a photo of a cat", "a photo of a dog"]'
+ONNX_IDS = f"""\
+import tokenizers
+
+tokenizer = tokenizers.Tokenizer.from_file("onnx/tokenizer.json")
+tokenizer.encode_special_tokens = True  # The name of one in a text is text.
+texts = {TEXTS}
+ids = numpy.int32([tokenizer.encode(text).ids for text in texts])"""
+ONNX_IDS_BY_ACED = f"""\
+from aced.data import tokenizers
+
+tokenizer = tokenizers.load("{{spec}}", {{length}})
+ids = tokenizer({TEXTS})"""
+NO_IDS = "# `ids` are of the tokenizer that the model was trained with."
 TITLES = {
   "hf": "Hugging Face transformers",
   "npz": "big_vision and aced",
@@ -70,9 +97,10 @@ def write(student: Pretrained, written: Sequence[Any]) -> str:
     written: of `writing.export`.
   """
   config = run_config(student)
-  name = config.get("name") or student.weights.where.stem
+  where = student.weights.where.resolve()
+  name = config.get("name") or (where.name if where.is_dir() else where.stem)
   parts = [
-    _header(written),
+    _header(student, written),
     f"# {name}",
     _summary(student, config),
     "## Use\n\n" + _use(student, written),
@@ -122,9 +150,11 @@ def method(config: Mapping[str, Any]) -> str:
   )
 
 
-def _header(written):
-  """What hubs read."""
-  lines = ["---", "pipeline_tag: zero-shot-image-classification"]
+def _header(student, written):
+  """What hubs read, and show code by."""
+  lines = ["---"]
+  if not pipeline_problem(student.text_length):
+    lines.append(f"pipeline_tag: {PIPELINE}")
   if any(one.name == "hf" for one in written):
     lines.append("library_name: transformers")
   return "\n".join([*lines, "tags: [image-text, siglip, aced]", "---"])
@@ -151,30 +181,39 @@ def _use(student, written):
   values = {
     "size": student.image_size,
     "length": student.text_length,
-    "tokenizer": student.tokenizer.spec if student.tokenizer else "...",
+    "given": "" if student.tokenizer else ', tokenizer="..."',
     "scale": student.scale,
     "bias": student.bias,
   }
-  uses = (
-    f"{TITLES[one.name]}:\n\n{USE[one.name].format(**values)}"
-    for one in written
-  )
-  pictures = (
+  about = (
     f"Pictures are squashed to {student.image_size} x {student.image_size}"
     f" pixels, {student.transform.resize}, antialiased, without a crop; texts"
     f" are {student.text_length} tokens."
   )
-  if student.tokenizer is not None:
-    pictures += (
-      " Ids of texts are those of `aced.data.tokenizers.load_tokenizer("
-      f'"{student.tokenizer.spec}", {student.text_length})`'
-    )
-    pictures += (
-      ", or of the tokenizer in `hf`."
-      if any(one.name == "hf" for one in written)
-      else "."
-    )
-  return "\n\n".join([pictures, *uses])
+  return "\n\n".join([about, *(_use_of(s, student, values) for s in written)])
+
+
+def _use_of(one, student, values):
+  """How one format is used, and what is to be known of it."""
+  code = USE[one.name].format(ids=_ids(one, student), **values)
+  parts = [f"{TITLES[one.name]}:", code]
+  if one.name == "hf" and not pipeline_problem(student.text_length):
+    parts += ["Or in a pipeline:", PIPELINE_USE]
+  return "\n\n".join([*parts, *one.notes])
+
+
+def _ids(one, student):
+  """Code that makes ids of texts for a program."""
+  if student.tokenizer is None:
+    return NO_IDS
+  there = f"{one.name}/{hf_tokenizer.FILE}" in one.files
+  if one.name == "stablehlo":
+    needs = "tokenizers" if there else "aced"
+    return f"ids = loader.tokenize({TEXTS})  # Needs {needs}."
+  if there:
+    return ONNX_IDS
+  spec = carried.spec_of(student.tokenizer).replace(":", f":{one.name}/", 1)
+  return ONNX_IDS_BY_ACED.format(spec=spec, length=student.text_length)
 
 
 def _training(student, config):
@@ -182,17 +221,17 @@ def _training(student, config):
   ratio = config["curation.filter_ratio"]
   rows = {
     "method": method(config),
-    "data": f"`{config['input.source']}`",
+    "data": f"`{names.of_source(config['input.source'])}`",
     "steps": f"{step:,}",
     "batch": f"{batch:,}, from {round(batch / (1 - ratio)):,} loaded",
     "trained examples": f"{step * batch:,}",
     "contrastive loss": config["loss"],
     "learning rate": f"{config['optimizer.learning_rate']:g}",
     "weight decay": f"{config['optimizer.weight_decay']:g}",
-    "tokenizer": f"`{config['input.tokenizer']}`",
+    "tokenizer": f"`{names.of_tokenizer(config['input.tokenizer'])}`",
   }
   for name, where in teachers(config).items():
-    rows[f"frozen model `{name}`"] = f"`{where}`"
+    rows[f"frozen model `{name}`"] = f"`{names.of_weights(where)}`"
   return _table(("setting", "value"), rows.items())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aced import files
+from aced.config import ConfigError
 from aced.export import fits
 from aced.export.hf_processor import write_processor
 from aced.export.hf_tokenizer import write_tokenizer
@@ -18,6 +19,30 @@ from aced.models.formats import hf, layout, tensors
 from aced.models.params import unstack_layers
 from aced.models.variants import expand_image, expand_text
 from aced.pretrained import Pretrained
+
+# The tokens to which the pipeline "zero-shot-image-classification" of
+# transformers pads and cuts the texts of every SigLIP, whatever its tokenizer
+# says and its caller asks for (4.57 to 5.24).
+PIPELINE = "zero-shot-image-classification"
+PIPELINE_LENGTH = 64
+
+
+def pipeline_problem(text_length: int) -> str:
+  """What keeps a student from the pipeline, in words; "" if nothing does.
+
+  Args:
+    text_length: tokens of its texts.
+  """
+  if text_length == PIPELINE_LENGTH:
+    return ""
+  shorter = text_length < PIPELINE_LENGTH
+  outcome = "fail" if shorter else "give wrong scores without an error"
+  return (
+    f"transformers' pipeline {PIPELINE!r} pads texts to {PIPELINE_LENGTH}"
+    f" tokens, and this model takes {text_length}: it would {outcome}. Use"
+    " AutoModel and AutoProcessor. Students trained with"
+    f" input.text_length={PIPELINE_LENGTH} work in the pipeline too."
+  )
 
 
 def export_hf(student: Pretrained, folder: pathlib.Path) -> None:
@@ -44,7 +69,13 @@ def export_hf(student: Pretrained, folder: pathlib.Path) -> None:
   write_processor(
     folder, image_size=student.image_size, resize=student.transform.resize
   )
-  write_tokenizer(student.tokenizer, folder)
+  try:
+    write_tokenizer(student.tokenizer, folder)
+  except ConfigError as error:
+    raise ConfigError(
+      f"format 'hf' cannot have this tokenizer: {error} Leave 'hf' out of"
+      " --formats: the others carry the tokenizer as it is."
+    ) from error
   files.write_json(folder / hf.CONFIG, config)
 
 

@@ -40,8 +40,7 @@ def build(
   problem = next(_problems(proto), None)
   if problem:
     raise error(
-      f"the model {problem}, which tokenizer.json cannot say exactly. Export"
-      " without the tokenizer, and tokenize with this package."
+      f"the model {problem}, which tokenizer.json cannot say exactly."
     )
   unigram = proto.trainer_spec.model_type == UNIGRAM
   file = tokenizers.Tokenizer(_unigram(proto) if unigram else _bpe(proto))

@@ -133,7 +133,7 @@ def describe(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
     raise _error(
       tokenizer,
       "eos=yes cuts the end off with the text, and tokenizer.json always keeps"
-      " it: export with eos=sticky, or eos=none.",
+      " it.",
     )
   file = makers[type(tokenizer)](tokenizer)
   ids = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
@@ -199,8 +199,7 @@ def check(tokenizer: Tokenizer, file: Any, texts: Sequence[str]) -> None:
         tokenizer,
         f"{FILE} has other ids for the text {text[:80]!r}: from id {at} on"
         f" {list(theirs[at : at + 8])}, expected"
-        f" {ours[at : at + 8].tolist()}. Such a file is not written; export"
-        " without the tokenizer, and tokenize with this package.",
+        f" {ours[at : at + 8].tolist()}. Such a file is not written.",
       )
 
 

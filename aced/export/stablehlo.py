@@ -26,15 +26,16 @@ LOADER_FILE = "loader.py"
 LOADER = '''\
 """Embeds pictures and texts with the programs beside this file.
 
-    from loader import embed_images, embed_texts, scale, bias
+    from loader import {names}, scale, bias
 
-It needs jax, and flatbuffers to read programs. Pictures are uint8
+It needs jax, and flatbuffers to read programs{needs}. Pictures are uint8
 `(n, {size}, {size}, 3)`, texts int32 `(n, {length})`; embeddings are float32
 `(n, {width})`, of length one. A picture and a text match with log-odds
 `scale * zimg @ ztxt + bias`. Each number of rows is compiled when it is first
 seen.
 """
 
+import functools
 import pathlib
 
 import jax.export
@@ -60,6 +61,42 @@ scale, bias = (
   float(WEIGHTS.get("b", [0.0])[0]),
 )
 '''
+# What makes ids -> what the loader has for it. Of `carried`: the files beside.
+TOKENIZE = {
+  "": "",
+  "tokenizers": '''
+
+@functools.cache
+def tokenizer():
+  """The tokenizer beside this file."""
+  import tokenizers
+
+  file = tokenizers.Tokenizer.from_file(str(HERE / "tokenizer.json"))
+  file.encode_special_tokens = True  # Its name in a text is text.
+  return file
+
+
+def tokenize(texts):
+  """The ids of a list of texts, as `embed_texts` takes them."""
+  rows = [tokenizer().encode(text).ids for text in texts]
+  return jax.numpy.asarray(rows, "int32").reshape(-1, {length})
+''',
+  "aced": '''
+
+@functools.cache
+def tokenizer():
+  """The tokenizer beside this file, which tokenizer.json cannot hold."""
+  from aced.data.tokenizers import load_tokenizer
+  from aced.models.formats import beside
+
+  return load_tokenizer(beside.read(HERE)["tokenizer"], {length})
+
+
+def tokenize(texts):
+  """The ids of a list of texts, as `embed_texts` takes them."""
+  return tokenizer()(texts)
+''',
+}
 
 
 def export_stablehlo(
@@ -70,6 +107,7 @@ def export_stablehlo(
   image_size: int,
   text_length: int,
   int8: bool = False,
+  tokenize: str = "",
   platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> list[pathlib.Path]:
   """Writes both towers as programs, their weights apart, and a loader.
@@ -88,6 +126,8 @@ def export_stablehlo(
     image_size: side of the pictures in pixels.
     text_length: tokens of a text.
     int8: whether matrices are stored as int8 and widened in the program.
+    tokenize: of `TOKENIZE`, the package by which the loader makes ids of texts
+      with the files that `carried` writes beside it; "" leaves that out.
     platforms: the programs run on, in jax's names.
 
   Returns:
@@ -127,12 +167,23 @@ def export_stablehlo(
       )
     weights[name] = value
   params_lib.save_npz(folder / WEIGHTS, weights)
-  loader = LOADER.format(size=image_size, length=text_length, width=width)
+  loader = _loader(tokenize, size=image_size, length=text_length, width=width)
   return [
     *files,
     folder / WEIGHTS,
     _write(folder / LOADER_FILE, loader.encode()),
   ]
+
+
+def _loader(tokenize, **sizes):
+  """The code of the loader."""
+  names, needs = "embed_images, embed_texts", ""
+  if tokenize:
+    names, needs = f"{names}, tokenize", f"; `tokenize` needs {tokenize}"
+  code = LOADER.format(names=names, needs=needs, **sizes)
+  if not tokenize:
+    return code.replace("import functools\n", "")
+  return code + TOKENIZE[tokenize].format(**sizes)
 
 
 def _as_float32(value):

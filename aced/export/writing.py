@@ -1,23 +1,24 @@
 """Writes a student in several formats, whole or not at all, and checks each."""
 
 import importlib.util
+import itertools
 import os
 import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from aced.config import ConfigError, did_you_mean
-from aced.export import card, fits
-from aced.export.hf_folder import export_hf
+from aced.export import card, carried, fits
+from aced.export.hf_folder import export_hf, pipeline_problem
 from aced.export.onnx_graph import export_onnx
 from aced.export.stablehlo import export_stablehlo
 from aced.models import build
-from aced.models.formats import read
+from aced.models.formats import beside, read
 from aced.models.formats.npz import save_npz
 from aced.models.two_towers import TwoTowers
 from aced.pretrained import Pretrained
@@ -41,6 +42,7 @@ class Written(NamedTuple):
     difference: the largest between an embedding's numbers and the student's,
       relative to the largest number.
     int8: whether its weights are rounded to eight bits.
+    notes: what its users must know.
   """
 
   name: str
@@ -48,6 +50,7 @@ class Written(NamedTuple):
   megabytes: float
   difference: float
   int8: bool
+  notes: tuple[str, ...] = ()
 
 
 def export(
@@ -65,26 +68,32 @@ def export(
     output: the folder; it must not be there, or be empty. It appears whole.
     formats: of `FORMATS`.
     int8: whether "stablehlo" and "onnx" have their matrices in eight bits.
-    say: is told what goes on.
+    say: is told what goes on, and what users of a format must know.
 
   Returns:
     What was written.
 
   Raises:
-    ConfigError: an unknown format, one that cannot express the student, or a
-      folder that is taken.
+    ConfigError: an unknown format, one that cannot express the student, `int8`
+      without a format that has it, or a folder that is taken.
     RuntimeError: what was written does not compute what the student does.
   """
   output = pathlib.Path(output).expanduser().resolve()
-  check_request(student, output, formats)
+  check_request(student, output, formats, int8=int8)
+  if int8:
+    rounded, kept = _by_rounding(formats)
+    if kept:
+      say(f"--int8 rounds {rounded}; it does not change {kept}")
   part = output.with_name(f".{output.name}.part-{os.getpid()}")
   written = []
   try:
     part.mkdir(parents=True)
     for name in formats:
       say(f"writing {name}")
-      FORMATS[name].write(student, part, int8)
-      written.append(_check(student, part, name, int8))
+      notes = FORMATS[name].write(student, part, int8)
+      for note in notes:
+        say(f"{name}: {note}")
+      written.append(_check(student, part, name, int8)._replace(notes=notes))
     text = card.write(student, written)
     (part / "README.md").write_text(text, encoding="utf-8")
     os.replace(part, output)
@@ -94,7 +103,11 @@ def export(
 
 
 def check_request(
-  student: Pretrained, output: pathlib.Path, formats: Sequence[str]
+  student: Pretrained,
+  output: pathlib.Path,
+  formats: Sequence[str],
+  *,
+  int8: bool = False,
 ) -> None:
   """Refuses what cannot be written, before anything is; see `export`."""
   for name in formats:
@@ -107,6 +120,11 @@ def check_request(
     raise ConfigError(
       f"formats={','.join(formats)!r} must be one or more, each once, of"
       f" {', '.join(FORMATS)}."
+    )
+  if int8 and not any(FORMATS[name].rounds for name in formats):
+    raise ConfigError(
+      f"--int8 changes none of --formats={','.join(formats)}; those that can be"
+      f" in eight bits are {_by_rounding(FORMATS)[0]}."
     )
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise ConfigError(
@@ -130,21 +148,29 @@ def check_request(
     student.tokens([])  # Says so where there is no tokenizer.
 
 
+def _by_rounding(formats):
+  """Names of the formats with eight-bit weights, and of those without."""
+  return tuple(
+    " and ".join(name for name in formats if FORMATS[name].rounds == rounds)
+    for rounds in (True, False)
+  )
+
+
 class Format(NamedTuple):
   """How a format is written and read back.
 
   Attributes:
-    write: `(student, folder, int8)`.
+    write: `(student, folder, int8) -> notes` for its users.
     embed: `(folder, student) -> Embed`, by what was written alone.
-    inside: its files in the folder, as a pattern.
+    inside: its files in the folder, as patterns; the first is of its weights.
     rounds: whether it can have eight-bit weights.
     packages: that it needs, of the extra of the next field.
     extra: of this package.
   """
 
-  write: Callable[[Pretrained, pathlib.Path, bool], Any]
+  write: Callable[[Pretrained, pathlib.Path, bool], tuple[str, ...]]
   embed: Callable[[pathlib.Path, Pretrained], Embed]
-  inside: str
+  inside: tuple[str, ...]
   rounds: bool = False
   packages: tuple[str, ...] = ()
   extra: str = ""
@@ -159,29 +185,48 @@ def _sizes(student):
 
 def _write_npz(student, folder, int8):
   save_npz(folder / NPZ, student.params)
+  carried.carry(student, folder)
+  return ()
 
 
 def _write_hf(student, folder, int8):
   export_hf(student, folder / "hf")
+  problem = pipeline_problem(student.text_length)
+  return (problem,) if problem else ()
 
 
 def _write_stablehlo(student, folder, int8):
+  folder /= "stablehlo"
+  tokenize, notes = _carry_for_programs(student, folder)
   export_stablehlo(
     student.model,
     student.params,
-    folder / "stablehlo",
+    folder,
     int8=int8,
+    tokenize=tokenize,
     **_sizes(student),
   )
+  return notes
 
 
 def _write_onnx(student, folder, int8):
+  folder /= "onnx"
   export_onnx(
-    student.model,
-    student.params,
-    folder / "onnx",
-    int8=int8,
-    **_sizes(student),
+    student.model, student.params, folder, int8=int8, **_sizes(student)
+  )
+  return _carry_for_programs(student, folder)[1]
+
+
+def _carry_for_programs(student, folder):
+  """Writes the tokenizer; returns the package that reads it, and notes."""
+  carried.carry(student, folder)
+  if student.tokenizer is None:
+    return "", ("it carries no tokenizer, as the student's is not known.",)
+  problem = carried.carry_file(student, folder)
+  if not problem:
+    return "tokenizers", ()
+  return "aced", (
+    f"it carries no tokenizer.json, and its texts need aced: {problem}",
   )
 
 
@@ -242,21 +287,25 @@ FORMATS = {
   "hf": Format(
     _write_hf,
     lambda folder, s: _read_back(folder / "hf", s),
-    "hf/**/*",
+    ("hf/**/*",),
     packages=("safetensors", "tokenizers"),
     extra="hf",
   ),
-  "npz": Format(_write_npz, lambda folder, s: _read_back(folder / NPZ, s), NPZ),
+  "npz": Format(
+    _write_npz,
+    lambda folder, s: _read_back(folder / NPZ, s),
+    (NPZ, beside.FILE, *carried.MODELS.values()),
+  ),
   "stablehlo": Format(
     _write_stablehlo,
     _embed_stablehlo,
-    "stablehlo/**/*",
+    ("stablehlo/**/*",),
     rounds=True,
   ),
   "onnx": Format(
     _write_onnx,
     _embed_onnx,
-    "onnx/**/*",
+    ("onnx/**/*",),
     rounds=True,
     packages=("onnx", "onnxruntime"),
     extra="onnx",
@@ -291,7 +340,8 @@ def _check(student, folder, name, int8):
       f"the {name} files do not compute what the student does: embeddings"
       f" differ by {worst:.2g}; nothing was written."
     )
-  files = [p for p in sorted(folder.glob(FORMATS[name].inside)) if p.is_file()]
+  found = (sorted(folder.glob(pattern)) for pattern in FORMATS[name].inside)
+  files = [path for path in itertools.chain(*found) if path.is_file()]
   return Written(
     name,
     tuple(str(path.relative_to(folder)) for path in files),

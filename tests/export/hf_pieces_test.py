@@ -101,7 +101,7 @@ def test_refuses_what_a_file_cannot_say(model, message, tmp_path):
 def test_refuses_pieces_that_a_file_cannot_say(tmp_path):
   def message(model):
     tokenizer = load_model(model, tmp_path)
-    with pytest.raises(ConfigError, match="Export without") as error:
+    with pytest.raises(ConfigError, match="cannot say exactly") as error:
       write_tokenizer(tokenizer, tmp_path / "new")
     return str(error.value)
 

@@ -6,7 +6,7 @@ import pathlib
 
 from aced.models import saved, trees
 from aced.models.build import complete
-from aced.models.formats import hf, infer, npz, open_clip
+from aced.models.formats import beside, hf, infer, npz, open_clip
 from aced.models.formats.weights import Weights
 from aced.models.trees import ParamsError
 
@@ -78,7 +78,13 @@ def _npz(where):
   except ParamsError as error:
     raise ParamsError(f"{where}: {error}") from error
   return Weights(
-    "an .npz file", path, params, config, image_size, text_length
+    "an .npz file",
+    path,
+    params,
+    config,
+    image_size,
+    text_length,
+    **beside.read(path.parent),
   ).fitted()
 
 
