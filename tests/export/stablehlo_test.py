@@ -67,6 +67,18 @@ def load(folder):
   return module
 
 
+def alone(program, folder, *arguments):
+  """What a program prints that finds no packages but those of jax."""
+  done = subprocess.run(
+    [sys.executable, "-I", "-c", program, str(folder), *arguments],
+    capture_output=True,
+    text=True,
+    cwd=folder,
+  )
+  assert not done.returncode, done.stderr
+  return done.stdout
+
+
 def assert_equals(model, tree, embed_images, embed_texts, rows):
   """Compares embeddings of the first 1, 3, ... rows with the model's."""
   image, text = inputs(max(rows))
@@ -109,14 +121,7 @@ def test_the_loader_needs_jax_alone(tmp_path):
   export_stablehlo(model, tree, tmp_path, int8=True, **SIZES)
   image, text = inputs(3)
   np.savez(tmp_path / "given.npz", image=image, text=text)
-  done = subprocess.run(
-    [sys.executable, "-I", "-c", ALONE, str(tmp_path)],
-    capture_output=True,
-    text=True,
-    cwd=tmp_path,
-  )
-  assert not done.returncode, done.stderr
-  scale, bias, modules = json.loads(done.stdout)
+  scale, bias, modules = json.loads(alone(ALONE, tmp_path))
   assert not {"aced", "flax", "orbax", "optax"} & set(modules)
   found = np.load(tmp_path / "found.npz", allow_pickle=False)
   assert_equals(

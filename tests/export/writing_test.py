@@ -47,6 +47,7 @@ def test_a_run_goes_out_and_comes_back_exactly(run, tmp_path, capsys):
   assert "the student alone is written, without reference" in told.err
   assert [p.name for p in sorted(output.iterdir())] == [
     "README.md",
+    "aced.json",
     "big_vision.npz",
     "hf",
   ]
@@ -163,6 +164,7 @@ def test_files_that_compute_something_else_are_found_out(tmp_path, monkeypatch):
   def write_wrong(student, folder, int8):
     wrong = jax.tree.map(lambda x: x + 0.1, student.params)
     writing.save_npz(folder / writing.NPZ, wrong)
+    return ()
 
   wrong = writing.FORMATS["npz"]._replace(write=write_wrong)
   monkeypatch.setitem(writing.FORMATS, "npz", wrong)
@@ -188,6 +190,11 @@ def test_wrong_requests_are_refused_by_name(tmp_path, capsys):
     ([path, "--output", out, "--formats", "onx"], "'onx' is not known"),
     ([path, "--output", out, "--formats", ""], "must be one or more"),
     ([path, "--output", out, "--formats", "npz,npz"], "each once"),
+    (
+      [path, "--output", out, "--formats", "npz,hf", "--int8"],
+      "--int8 changes none of --formats=npz,hf; those that can be in eight bits"
+      " are stablehlo and onnx.",
+    ),
     ([path, "--output", out, "--formats", "hf"], "which tokenizer"),
     ([path, "--output", str(tmp_path / "taken")], "is there already"),
     ([path, "--output", f"{path}/inside", "--formats", "npz"], "Error"),
@@ -197,6 +204,37 @@ def test_wrong_requests_are_refused_by_name(tmp_path, capsys):
     assert message in capsys.readouterr().err
   assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "w.npz"]
   assert (tmp_path / "taken" / "file").read_text() == "mine"
+
+
+def test_int8_says_which_formats_it_changes(tmp_path, capsys):
+  path = str(tmp_path / "w.npz")
+  npz_student(tmp_path / "w.npz")
+  given = [path, "--tokenizer", "bytes", "--int8", "--formats"]
+  out = str(tmp_path / "both")
+  assert main([*given, "npz,stablehlo", "--output", out]) == 0
+  told = capsys.readouterr()
+  assert "--int8 rounds stablehlo; it does not change npz" in told.err
+  weights = {line.split()[0]: line.split()[3] for line in _formats(told.out)}
+  assert weights == {"npz": "float32", "stablehlo": "int8"}
+  assert main([*given, "stablehlo", "--output", str(tmp_path / "one")]) == 0
+  assert "does not change" not in capsys.readouterr().err
+
+
+def _formats(told):
+  """The lines of a command's table."""
+  return [line for line in told.splitlines() if "embeddings differ" in line]
+
+
+def test_a_text_decoder_is_refused(tmp_path, capsys):
+  from tests.training.decoders import decoded
+
+  train(decoded(), tmp_path / "run")
+  given = [str(tmp_path / "run"), "--output", str(tmp_path / "out")]
+  assert main(given) == 2
+  told = capsys.readouterr().err
+  assert "is a text decoder's run: it has no text tower" in told
+  assert "no format of aced.export holds one" in told
+  assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_package_is_named_before_anything_is_written(

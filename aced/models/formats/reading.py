@@ -109,7 +109,8 @@ def of_run(where: str) -> Weights:
     encoder = "in it, trained along" if along else config.get("student.init")
     raise ParamsError(
       f"{where} is a text decoder's run: it has no text tower and embeds"
-      f" nothing; aced.load_captioner loads it, and its encoder is {encoder}."
+      f" nothing; aced.load_captioner loads it, no format of aced.export holds"
+      f" one, and its encoder is {encoder}."
     )
   fields = trees.unflatten(
     {
