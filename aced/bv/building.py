@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,18 +15,19 @@ import optax
 from jax.experimental import mesh_utils
 from ml_collections import ConfigDict
 
-from aced.bv import compat, frozen, tables
+from aced.bv import compat, frozen, keys, ops, tables
 from aced.bv.step import Update
 from aced.bv.towers import Towers, init_params, widths
 from aced.config import ConfigError
+from aced.models import trees
 from aced.training import sharding, views
+from aced.training.blueprint import check_vocabulary
+from aced.training.recipe import Recipe
 from aced.training.step import TrainStep
 
-# Keys that other trainers of big_vision heed, and that of SigLIP does not.
-UNUSED = ("mixup", "init_head_bias")
-OURS = "bv:aced"  # The data source that can go on where it was.
 PP_MODULES = ("ops_general", "ops_image", "ops_text")
 # Of big_vision: where parameters and activations live if a config is silent.
+EMBEDDING = "txt/Embed_0/embedding"  # By id, of both projects' text towers.
 EVERYWHERE = [(".*", "replicate")]
 RULES = [("act_batch", "data")]
 
@@ -49,6 +50,7 @@ class Run:
     schedules: of learning rates, on the CPU.
     shardings: of the train state.
     frozen_models: name -> model.
+    vocabularies: `(model, column of ids, ids that it knows)` of each.
     rngs: of the initial parameters, and of the loop.
   """
 
@@ -65,6 +67,7 @@ class Run:
   schedules: list[Callable[[Any], Any]]
   shardings: Any
   frozen_models: Mapping[str, Towers]
+  vocabularies: Sequence[tuple[str, str, int]]
   rngs: tuple[jax.Array, jax.Array]
 
   @property
@@ -97,6 +100,20 @@ class Run:
       warnings.simplefilter("ignore", DeprecationWarning)
       with self.mesh, nn.logical_axis_rules(rules):
         yield
+
+  def checked_batches(self) -> Iterator[Mapping[str, Any]]:
+    """Super-batches of this process, as tensors.
+
+    Raises:
+      ConfigError: an id of a text is more than a model knows.
+    """
+    columns = {column for _, column, _ in self.vocabularies}
+    for batch in self.dataset:
+      # The tokenizers of big_vision do not say how many ids they have.
+      most = {c: int(batch[c].numpy().max(initial=0)) for c in columns}
+      sizes = {c: largest + 1 for c, largest in most.items()}
+      check_vocabularies(self.vocabularies, sizes, "a batch of config.input")
+      yield batch
 
   def infer_sharding(self, shapes: Any) -> Any:
     """Shardings of a tree of shapes by `config.sharding_strategy`."""
@@ -141,9 +158,6 @@ def build(config: ConfigDict, start: int = 0) -> Run:
   """
   bv = compat.load()
   method = tables.read(config)
-  for key in UNUSED:
-    if key in config:
-      raise ConfigError(f"config.{key} has no meaning here; remove it.")
   for name in config.get("pp_modules", PP_MODULES):
     compat.module("pp", name)
   mesh = make_mesh(config)
@@ -162,6 +176,14 @@ def build(config: ConfigDict, start: int = 0) -> Run:
   shapes = jax.eval_shape(functools.partial(init_params, model, spec), init_rng)
   frozen_models = {k: frozen.model(t) for k, t in method.frozen.items()}
   check_widths(method, model, frozen_models, spec)
+  models = {"config.model": (model, views.View())}
+  models |= {
+    table.where: (frozen_models[name], table.view)
+    for name, table in method.frozen.items()
+  }
+  vocabularies = find_vocabularies(models, spec)
+  for where, table in keys.datasets(config).items():
+    check_vocabularies(vocabularies, ops.vocab_sizes(table.get("pp")), where)
   optimizer, schedules = bv.optax.make(
     config,
     shapes,
@@ -186,6 +208,7 @@ def build(config: ConfigDict, start: int = 0) -> Run:
     schedules=[bv.utils.jit_cpu()(schedule) for schedule in schedules],
     shardings=infer_sharding(config, shapes, mesh),
     frozen_models=frozen_models,
+    vocabularies=vocabularies,
     rngs=(init_rng, loop_rng),
   )
 
@@ -218,9 +241,15 @@ def read_data(
   given = config.input.copy_and_resolve_references()
   with given.unlocked():
     given.batch_size = recipe.super_batch
-    if given.data.get("name") == OURS:
+    if given.data.get("name") == keys.SOURCE:
       given.data.start = start * recipe.super_batch // jax.process_count()
-  dataset, size = compat.load().input_pipeline.training(given)
+  try:
+    dataset, size = compat.load().input_pipeline.training(given)
+  except (AssertionError, KeyError, TypeError) as error:
+    raise ConfigError(
+      f"config.input: {type(error).__name__}: {error}"
+    ) from error
+  check_rows(dataset.element_spec, recipe)
   if recipe.curated and size < recipe.super_batch:
     raise ConfigError(
       f"the super-batch of {recipe.super_batch} pairs ({recipe.batch_size}"
@@ -232,11 +261,68 @@ def read_data(
   for who, view in seen.items():
     for column in view[:2]:
       if column not in dataset.element_spec:
+        made = ", ".join(sorted(dataset.element_spec)) or "none"
         raise ConfigError(
           f"{who} sees the column {column!r}, which config.input.pp does not"
-          f" make: there are {', '.join(sorted(dataset.element_spec))}."
+          f" make; it makes {made}."
         )
   return dataset, size
+
+
+def check_rows(spec: Mapping[str, Any], recipe: Recipe) -> None:
+  """Refuses batches of another size than the config says.
+
+  Raises:
+    ConfigError: naming the size and a column.
+  """
+  processes = jax.process_count()
+  for column, tensor in spec.items():
+    rows = tensor.shape[0] if tensor.shape.rank else 1
+    if rows != recipe.super_batch / processes:
+      raise ConfigError(
+        f"a step of config.input.batch_size={recipe.batch_size} pairs reads"
+        f" {recipe.super_batch}, and the column {column!r} has {rows} rows from"
+        f" each of {processes} processes; choose sizes that divide over them,"
+        " and operations that keep the number of pairs."
+      )
+
+
+def find_vocabularies(
+  models: Mapping[str, tuple[Towers, views.View]], spec: Mapping[str, Any]
+) -> list[tuple[str, str, int]]:
+  """`(model, column of ids, ids that it knows)`, of models that show it.
+
+  Args:
+    models: where its config stands -> a model, and the columns that it sees.
+    spec: column -> its `tf.TensorSpec`.
+  """
+  found = []
+  for where, (model, view) in models.items():
+    init = functools.partial(init_params, model, spec, view=view)
+    flat = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
+    if EMBEDDING in flat:
+      found.append((where, view.labels, flat[EMBEDDING].shape[0]))
+  return found
+
+
+def check_vocabularies(
+  vocabularies: Sequence[tuple[str, str, int]],
+  sizes: Mapping[str, int],
+  where: str,
+) -> None:
+  """Refuses ids that a model has no embedding for.
+
+  Args:
+    vocabularies: of `find_vocabularies`.
+    sizes: column -> ids in it.
+    where: these are from, for messages.
+
+  Raises:
+    ConfigError: naming the model.
+  """
+  for model, column, known in vocabularies:
+    whose = f"{model}, which sees the column {column!r} of {where},"
+    check_vocabulary(known, sizes.get(column, 0), whose)
 
 
 def check_widths(

@@ -5,11 +5,14 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from aced.bv import compat, tables
 from aced.bv.towers import Towers, init_params
-from aced.config import ConfigError
+from aced.config import ConfigError, did_you_mean
+from aced.models import trees
+from aced.training.build import check_finite
 
 
 def model(table: tables.Frozen) -> Towers:
@@ -37,7 +40,7 @@ def load(run: Any) -> dict[str, Any]:
     run: of `aced.bv.building`.
 
   Raises:
-    ConfigError: what is to be loaded does not fit; or its module loads nothing.
+    ConfigError: as `load_params`.
   """
   utils, found = compat.load().utils, {}
   for name, table in run.method.frozen.items():
@@ -85,13 +88,44 @@ def load_params(
     where: the table that says so, for messages.
 
   Raises:
-    ConfigError: it does not fit the model; or the module has no `load`.
+    ConfigError: there is nothing to load, it does not fit the model or is not
+      finite; or the module has no `load`.
   """
+  import tensorflow as tf
+
+  key = f"{where}.model_init={init!r}"
   if not hasattr(module, "load"):
-    raise ConfigError(
-      f"{where}.model_init={init!r}: {module.__name__} has no function `load`."
-    )
+    raise ConfigError(f"{key}: {module.__name__} has no function `load`.")
   try:
-    return module.load(params, init, fields, **extra)
-  except (ValueError, KeyError, AssertionError) as error:
-    raise ConfigError(f"{where}.model_init={init!r}: {error}") from error
+    # Their `load` computes with what it reads, under a guard of ours.
+    with jax.transfer_guard("allow"):
+      found = module.load(params, init, fields, **extra)
+      check_shapes(params, found)
+      check_finite(found)
+  except (OSError, tf.errors.OpError) as error:
+    raise ConfigError(
+      f"{key} cannot be read: {error}. Give the path of an .npz file, with a"
+      " '/' in it; W/checkpoint.bv, the last checkpoint in the workdir W of a"
+      " run of big_vision's; or a name that the model's module knows."
+      f"{did_you_mean(init, getattr(module, 'VANITY_NAMES', ()))}"
+    ) from error
+  except (ValueError, KeyError, AssertionError, TypeError) as error:
+    raise ConfigError(f"{key}: {error}") from error
+  return found
+
+
+def check_shapes(own: Any, found: Any) -> None:
+  """Refuses parameters of other shapes than a model's own.
+
+  Raises:
+    ParamsError: naming one.
+  """
+  flat = trees.flatten(found)
+  for name, value in trees.flatten(own).items():
+    shape = np.shape(flat[name]) if name in flat else "missing"
+    if shape != value.shape:
+      raise trees.ParamsError(
+        f"{name} is {shape} there and {value.shape} in this model; give the"
+        " model the sizes that the weights were trained with, or leave out what"
+        " differs by model_load, where its module can."
+      )

@@ -4,6 +4,7 @@ They run our own code from within tf.data, so pixels and ids are exactly those
 of `python -m aced.train`.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,26 @@ def aced_tokenize(
     return data | {key or outkey: labels}
 
   return apply
+
+
+def vocab_sizes(pipeline: str | None) -> dict[str, int]:
+  """Column -> ids of the tokenizer of ours that makes it.
+
+  Args:
+    pipeline: `pp` of a config, whose operations of big_vision do not say.
+  """
+  from big_vision.pp.registry import parse_name
+
+  sizes = {}
+  for text in filter(None, (pipeline or "").split("|")):
+    name, args, kwargs = parse_name(text)
+    if name == aced_tokenize.__name__:
+      given = inspect.signature(aced_tokenize).bind(*args, **kwargs)
+      given.apply_defaults()
+      column = given.arguments["key"] or given.arguments["outkey"]
+      tokens = tokenizers.load_tokenizer(*given.args)
+      sizes[column] = tokens.vocab_size
+  return sizes
 
 
 def _bytes(value):

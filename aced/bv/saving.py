@@ -4,27 +4,101 @@ A checkpoint holds the train state `{params, opt}` and the chronometer. Frozen
 models are never saved.
 """
 
+import json
 import os
+import re
 from typing import Any
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.experimental.array_serialization import serialization
+from ml_collections import ConfigDict
 
-from aced.bv import compat, frozen
+from aced.bv import compat, frozen, tables
 from aced.bv.building import Run
+from aced.config import ConfigError
+from aced.training.workdir import refuse_changes
 
 NAME = "checkpoint.bv"
+CONFIG = "config.json"  # That of the run, which big_vision's writer keeps.
 
 
-def last_step(workdir: str | None) -> int:
-  """The step of the last checkpoint in a workdir; 0 if there is none."""
-  gfile = compat.load().utils.gfile
-  path = os.path.join(workdir, f"{NAME}-LAST") if workdir else ""
-  if not path or not gfile.exists(path):
+# Of ours, what changes how a run is carried out and not what comes out of it.
+HARMLESS = re.compile(r"curation\.(kernel|microbatch|loss_form)")
+
+
+def last_step(where: str | None) -> int:
+  """The step of the last checkpoint at a path; 0 if there is none.
+
+  Args:
+    where: without what names a step, such as `W/checkpoint.bv` of a workdir W;
+      or the folder of one checkpoint.
+  """
+  if not where:
     return 0
+  gfile = compat.load().utils.gfile
+  if gfile.exists(f"{where}-LAST"):
+    with gfile.GFile(f"{where}-LAST", "r") as file:
+      where = f"{where}-{file.read().strip()}"
+  found = re.search(r"-(\d+)(-tmp)?/?$", where)
+  return int(found[1]) if found else 0
+
+
+def first_step(config: ConfigDict, workdir: str | None) -> int:
+  """The step that a run goes on from; 0 if it begins anew.
+
+  Args:
+    config: whose `resume` counts where the workdir has no checkpoint.
+    workdir: of the run, if it has one.
+  """
+  here = last_step(os.path.join(workdir, NAME)) if workdir else 0
+  return here or last_step(config.get("resume"))
+
+
+def check_goes_on(config: ConfigDict, workdir: str | None) -> None:
+  """Refuses a workdir whose run began with other keys of ours.
+
+  big_vision's own may change, as they may there. Where `bv:aced` is read,
+  those that say which pairs it has read may not.
+
+  Raises:
+    WorkdirError: says which keys differ.
+  """
+  if not workdir or not last_step(os.path.join(workdir, NAME)):
+    return
+  gfile, path = compat.load().utils.gfile, os.path.join(workdir, CONFIG)
+  if not gfile.exists(path):
+    logging.warning(
+      "%s is gone: whether the run in %s began with the same curation,"
+      " reference and teachers is not known.",
+      path,
+      workdir,
+    )
+    return
   with gfile.GFile(path, "r") as file:
-    return int(file.read().strip().removesuffix("-tmp"))
+    began = tables.resolved(json.loads(file.read()))
+  now = tables.resolved(config)
+  if "input" not in began or "input" not in now:
+    for found in (began, now):
+      found.pop("input", None)
+  changed = refuse_changes(workdir, began, now, HARMLESS.fullmatch)
+  for line in changed:
+    logging.warning("%s goes on with another %s", workdir, line)
+
+
+def check_resume(where: str) -> None:
+  """Refuses a `config.resume` where no checkpoint is.
+
+  Raises:
+    ConfigError: naming the path.
+  """
+  gfile = compat.load().utils.gfile
+  if not gfile.exists(f"{where}-LAST") and not gfile.isdir(where):
+    raise ConfigError(
+      f"config.resume={where!r}: there is no checkpoint. Give W/{NAME}, the"
+      f" last in the workdir W of a run, or a folder W/{NAME}-STEP."
+    )
 
 
 class Checkpoints:
@@ -48,9 +122,11 @@ class Checkpoints:
     """
     utils, config = compat.load().utils, self.run.config
     here = self.path and utils.gfile.exists(f"{self.path}-LAST")
-    where = self.path if here else config.get("resume")
-    if where:
-      return self.restore(where)
+    if here:
+      return self.restore(self.path)
+    if config.get("resume"):
+      check_resume(config.resume)
+      return self.restore(config.resume)
     state = self.run.init_state()
     if config.get("model_init"):
       params = frozen.load_params(

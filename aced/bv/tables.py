@@ -24,12 +24,12 @@ from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced import curation
+from aced.bv import keys
 from aced.config import ConfigError, did_you_mean
 from aced.objectives import DISTILLATION
 from aced.training import views
 from aced.training.recipe import Recipe, Scoring
 
-KEYS = ("curation", "reference", "teachers")
 RANDOM = "random"  # `model_init` of a model that was never trained.
 METHODS = ("joint", "independent", "uniform")
 # Of `config.curation`; the same names, with the same meaning, as ours.
@@ -105,7 +105,7 @@ def read(config: ConfigDict) -> Method:
       that nothing or nobody uses.
     ValueError: sizes that do not fit together.
   """
-  _check_misspelt(config)
+  keys.check(config)
   batch_size = config.input.batch_size
   table = _table("config.curation", config.get("curation"), CURATION)
   models = {
@@ -137,7 +137,29 @@ def read(config: ConfigDict) -> Method:
           f"config.{key}.{name} is not used; name it in"
           " config.curation.reference, or remove it."
         )
-  return Method(recipe, frozen, not any(k in config for k in KEYS))
+  return Method(recipe, frozen, not any(k in config for k in keys.OURS))
+
+
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The three keys with their defaults, unchecked, to be compared.
+
+  Beside them stands what else says which pairs `bv:aced` has read.
+
+  Args:
+    config: of big_vision's trainer, perhaps as JSON has kept it.
+  """
+  given = _plain(config)
+  models = {"reference": MODEL, "teachers": MODEL | TEACHER}
+  found = {"curation": {**CURATION, **(given.get("curation") or {})}}
+  for key, known in models.items():
+    tables = given.get(key) or {}
+    found[key] = {name: {**known, **t} for name, t in tables.items()}
+  table = given.get("input") or {}
+  data = table.get("data") or {}
+  if data.get("name") == keys.SOURCE:
+    size = table.get("batch_size")
+    found["input"] = {"batch_size": size, "data": {"seed": 0, **data}}
+  return found
 
 
 def _recipe(table, teachers, batch_size, super_batch) -> Recipe:
@@ -198,6 +220,10 @@ def _frozen(name, models) -> Frozen:
     if name in table and any(table[name][k] != v for k, v in MODEL.items())
   }
   if len(given) != 1:
+    there = sorted({n for table in models.values() for n in table} - {name})
+    described = "No other model is described."
+    if there:
+      described = f"Described: {', '.join(there)}.{did_you_mean(name, there)}"
     raise ConfigError(
       f"the model {name!r} is described "
       + (
@@ -205,8 +231,7 @@ def _frozen(name, models) -> Frozen:
         " out of one of them."
         if given
         else "nowhere: set model_name, model and model_init in"
-        f" config.reference.{name} or config.teachers.{name}; there are"
-        f" {', '.join(sorted({n for t in models.values() for n in t}))}."
+        f" config.reference.{name} or config.teachers.{name}. {described}"
       )
     )
   ((key, table),) = given.items()
@@ -284,19 +309,6 @@ def _check_value(where, key, value, default):
   if not fits:
     hint = did_you_mean(value, CHOICES[key]) if key in CHOICES else ""
     raise ConfigError(f"{where}={value!r} must be {wanted}.{hint}")
-
-
-def _check_misspelt(config) -> None:
-  """Refuses keys that are all but one of ours: nothing else would see them."""
-  for key in config:
-    for ours in KEYS:
-      if key != ours and key.rstrip("s").lower() == ours.rstrip("s"):
-        raise ConfigError(f"config.{key} is not a known key: it is {ours!r}.")
-  if "distillation" in config:
-    raise ConfigError(
-      "config.distillation is not a key here: weight and loss of distillation"
-      " stand with each of config.teachers."
-    )
 
 
 def _plain(value):

@@ -18,9 +18,10 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from aced.bv import building, compat, frozen
+from aced.bv import building, compat, frozen, tables
 from aced.bv.building import Run
-from aced.bv.saving import Checkpoints, last_step
+from aced.bv.saving import Checkpoints, check_goes_on, first_step
+from aced.config import ConfigError
 from aced.training import command
 
 
@@ -35,7 +36,8 @@ def train(config: ConfigDict, workdir: str | None = None) -> Any:
     The train state, `{"params": ..., "opt": ...}`.
 
   Raises:
-    ConfigError: one of the three keys is wrong.
+    ConfigError: one of the three keys is wrong, or one that nobody reads.
+    WorkdirError: the workdir holds a run with others of the three.
     ModuleNotFoundError: big_vision, or what it needs, cannot be imported.
     ValueError: something else in the config is.
     NotFinite: the loss is not; checkpoints that were kept stay.
@@ -44,6 +46,8 @@ def train(config: ConfigDict, workdir: str | None = None) -> Any:
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")  # They are JAX's.
+  tables.read(config)  # Or a wrong config would leave a workdir behind.
+  check_goes_on(config, workdir)  # Before the writer puts a new config there.
   if workdir:
     bv.utils.gfile.makedirs(workdir)
   with contextlib.ExitStack() as stack:
@@ -52,7 +56,7 @@ def train(config: ConfigDict, workdir: str | None = None) -> Any:
     # That of an earlier run in this process would not start at its start.
     bv.utils.chrono = bv.utils.Chrono()
     bv.utils.chrono.inform(measure=writer.measure, write_note=note)
-    run = building.build(config, last_step(workdir))
+    run = building.build(config, first_step(config, workdir))
     checkpoints = Checkpoints(run, workdir)
     stack.callback(checkpoints.close)
     # What is moved between host and devices unasked would cost every step.
@@ -63,7 +67,7 @@ def train(config: ConfigDict, workdir: str | None = None) -> Any:
 
 
 class NotFinite(ValueError):
-  """A loss that is not a finite number."""
+  """A loss, or scores, that are not finite numbers."""
 
 
 class Loop:
@@ -119,7 +123,7 @@ class Loop:
   def batches(self):
     """Super-batches on the devices, split by rows in the order of the mesh."""
     return compat.load().input_pipeline.start_global(
-      self.run.dataset,
+      self.run.checked_batches(),
       self.run.devices,
       self.run.config.get("prefetch_to_device", 1),
     )
@@ -159,6 +163,13 @@ class Loop:
         " finite since metrics were last written: the last checkpoint may be of"
         " no use. Lower config.lr, or go on in a new workdir from one that"
         " was kept (config.keep_ckpt_steps), by config.resume."
+      )
+    score = values.get("curation/pool_score", 0.0)
+    if np.isnan(score):
+      raise NotFinite(
+        f"the scores of curation are nan at step {step}, so that chance alone"
+        " chose: embeddings of the student or of the reference are not finite."
+        " Look at their model_init, and at what config.input.pp makes for them."
       )
 
   def end_step(self) -> None:
@@ -200,13 +211,22 @@ class Loop:
     """Built when first needed: some load much."""
     if self._evaluators is None:
       run = self.run
-      self._evaluators = compat.load().evaluators.from_config(
-        run.config,
-        {"predict": self.predict},
-        lambda name: note(f"building the evaluator {name}"),
-        lambda key, table: run.steps(key, None, table),
-        run.devices,
-      )
+      names = []  # Those of the evaluators, the one that is built last.
+
+      def building_now(name):
+        names.append(name)
+        note(f"building the evaluator {name}")
+
+      try:
+        self._evaluators = compat.load().evaluators.from_config(
+          run.config,
+          {"predict": self.predict},
+          building_now,
+          lambda key, table: run.steps(key, None, table),
+          run.devices,
+        )
+      except TypeError as error:  # An argument too few, or one not known.
+        raise ConfigError(f"config.evals.{names[-1]}: {error}") from error
     return self._evaluators
 
   def predict(self, state: Any, batch: Mapping[str, Any]) -> Any:

@@ -238,13 +238,28 @@ def model_config(config: ConfigDict, vocab_size: int) -> dict[str, Any]:
     if k not in _NOT_OF_MODELS and (k == "bias_init" or v not in ((), ""))
   }
   known = table["text"].setdefault("vocab_size", vocab_size)
-  if isinstance(known, int) and known < vocab_size:
-    raise config_lib.ConfigError(
-      f"text.vocab_size={known} of a model with init={config.init!r} is less"
-      f" than the {vocab_size} ids of the tokenizer whose tokens it sees; give"
-      " it the one that it was trained with."
-    )
+  if isinstance(known, int):
+    check_vocabulary(known, vocab_size, f"a model with init={config.init!r}")
   return table
+
+
+def check_vocabulary(known: int, ids: int, whose: str) -> None:
+  """Refuses a model that has no embedding for some of the ids it would see.
+
+  Args:
+    known: ids that it has an embedding for.
+    ids: of the tokenizer.
+    whose: the model, for the message.
+
+  Raises:
+    ConfigError: `known` is less.
+  """
+  if known < ids:
+    raise config_lib.ConfigError(
+      f"text.vocab_size={known} of {whose} is less than the {ids} ids of the"
+      " tokenizer whose tokens it sees; give it the one that it was trained"
+      " with."
+    )
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> nn.Module:

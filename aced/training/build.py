@@ -283,6 +283,24 @@ def load_frozen(
   return frozen, fingerprints
 
 
+def check_finite(params: Any) -> None:
+  """Refuses weights of a frozen model with which all scores would be NaN.
+
+  Raises:
+    ParamsError: naming a parameter that is not finite.
+  """
+  wrong = [
+    name
+    for name, value in params_lib.flatten(params).items()
+    if not np.isfinite(np.asarray(value, np.float32)).all()
+  ]
+  if wrong:
+    raise params_lib.ParamsError(
+      f"{len(wrong)} parameters are not finite, such as {wrong[0]}; all"
+      " scores would be NaN. Name an earlier checkpoint."
+    )
+
+
 def load_weights(
   config: ConfigDict, name: str, model: nn.Module, view: View
 ) -> Any:
@@ -304,16 +322,7 @@ def load_weights(
     return jax.device_get(jax.jit(init)(rng))
   try:
     params = params_lib.load(where, jax.eval_shape(init, rng), model)
-    wrong = [
-      name
-      for name, value in params_lib.flatten(params).items()
-      if not np.isfinite(value.astype(np.float32)).all()
-    ]
-    if wrong:
-      raise params_lib.ParamsError(
-        f"{len(wrong)} parameters are not finite, such as {wrong[0]}; all"
-        " scores would be NaN. Name an earlier checkpoint."
-      )
+    check_finite(params)
     return params
   except params_lib.ParamsError as error:
     raise params_lib.ParamsError(

@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -114,12 +114,33 @@ def _claim(where, config) -> list[str]:
       " put it back from the config in a checkpoint's metadata, or choose"
       " another --workdir."
     ) from error
-  changed = config_lib.differences(began, flat)
-  harmful = [
-    line
-    for line in changed
-    if not harmless(line.split(": ")[0], began, flat, config)
-  ]
+  return refuse_changes(
+    where, began, flat, lambda key: harmless(key, began, flat, config)
+  )
+
+
+def refuse_changes(
+  where: str | os.PathLike,
+  began: Mapping[str, Any],
+  now: Mapping[str, Any],
+  harmless: Callable[[str], bool],
+) -> list[str]:
+  """Refuses to go on with a run under another config.
+
+  Args:
+    where: the workdir.
+    began: the config that the run began with.
+    now: the config that it is to go on with.
+    harmless: whether a flat key may change.
+
+  Returns:
+    `key: old -> new` of the keys that may.
+
+  Raises:
+    WorkdirError: says which others differ.
+  """
+  changed = config_lib.differences(began, now)
+  harmful = [line for line in changed if not harmless(line.split(": ")[0])]
   if harmful:
     listing = "\n".join(f"  {line}" for line in harmful)
     raise WorkdirError(

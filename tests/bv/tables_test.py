@@ -12,7 +12,8 @@ JOINT = {"method": "joint", "filter_ratio": 0.8, "reference": "large"}
 
 
 def config(batch_size=16, **keys):
-  return ConfigDict({"input": {"batch_size": batch_size}, **keys})
+  given = {"batch_size": batch_size, "data": {"name": "bv:aced"}}
+  return ConfigDict({"input": given, **keys})
 
 
 def test_none_of_the_keys_is_iid():
@@ -79,7 +80,10 @@ def changed(table, **values):
     ({"curation": changed(JOINT, filter_ratio=0.0)}, "do not fit"),
     ({"curation": {"filter_ratio": 0.5}}, "do not fit"),
     ({"curation": changed(JOINT, reference="")}, "needs a reference"),
-    ({"curation": changed(JOINT, reference="larg")}, "'larg' is described no"),
+    (
+      {"curation": changed(JOINT, reference="larg")},
+      "'larg' is described nowhere.*Described: large. Did you mean 'large'",
+    ),
     ({"curation": [1]}, "must be a table"),
     ({"reference": {"large": {"model_nam": "x"}}}, "large.model_nam"),
     ({"reference": {"large": changed(LARGE, weight=1.0)}}, "large.weight"),
@@ -93,9 +97,10 @@ def changed(table, **values):
     ({"teachers": {"large": {"weight": -1.0}}}, "weight=-1.0"),
     ({"teachers": {"large": {"loss": "sofmax"}}}, "'softmax'"),
     ({"teachers": {"a": LARGE, "b": {**LARGE, "loss": "sigmoid"}}}, "share"),
-    ({"teacher": {}}, "config.teacher is not .*'teachers'"),
-    ({"references": {}}, "config.references is not .*'reference'"),
-    ({"distillation": {}}, "with each of config.teachers"),
+    (
+      {"curation": changed(JOINT, reference="b"), "reference": {}},
+      "'b' is described nowhere.*No other model is described",
+    ),
   ],
 )
 def test_what_is_wrong_is_told_by_name(keys, words):
