@@ -94,6 +94,7 @@ def load_params(
   import tensorflow as tf
 
   key = f"{where}.model_init={init!r}"
+  near = did_you_mean(init, getattr(module, "VANITY_NAMES", ()))
   if not hasattr(module, "load"):
     raise ConfigError(f"{key}: {module.__name__} has no function `load`.")
   try:
@@ -106,11 +107,10 @@ def load_params(
     raise ConfigError(
       f"{key} cannot be read: {error}. Give the path of an .npz file, with a"
       " '/' in it; W/checkpoint.bv, the last checkpoint in the workdir W of a"
-      " run of big_vision's; or a name that the model's module knows."
-      f"{did_you_mean(init, getattr(module, 'VANITY_NAMES', ()))}"
+      f" run of big_vision's; or a name that the model's module knows.{near}"
     ) from error
   except (ValueError, KeyError, AssertionError, TypeError) as error:
-    raise ConfigError(f"{key}: {error}") from error
+    raise ConfigError(f"{key}: {error}{near}") from error
   return found
 
 
