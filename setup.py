@@ -81,7 +81,8 @@ EXTRAS = {
     "einops>=0.8",
     "importlib-resources>=6",
     "overrides>=7",
-    "tensorflow-cpu>=2.18",
+    # Its `tokenize` needs it; it brings the TensorFlow that it was built for.
+    "tensorflow-text>=2.18",
   ],
   # What it needs beside itself, Chromium.
   "browser": ["playwright>=1.50"],

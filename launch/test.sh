@@ -16,26 +16,32 @@
 # --faults runs tests/faults as often as docs/operations.md claims, most of an
 # hour, and the jobs of SLURM for real; as root on Debian it installs SLURM,
 # which nothing else here does.
+# A form fails where none of the tests that it is for ran, all being skipped.
 
 from="$PWD"
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 extras=test
+form=
 case "${1:-}" in
   --tpu)
     extras="test,tpu"
+    form=tpu
     shift
     ;;
   --parity)
     extras="test,parity"
+    form=parity
     shift
     ;;
   --beam)
     extras="test,beam"
     venv=.venv-beam
+    form=beam
     shift
     ;;
   --browser)
     extras="test,browser"
+    form=browser
     shift
     set -- -m browser "$@"
     if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] &&
@@ -53,18 +59,23 @@ case "${1:-}" in
     fi
     extras="test,big-vision"
     venv=.venv-bv
+    form=big_vision
     shift 2
     set -- -m big_vision "$@"
     export PYTHONPATH="$clone${PYTHONPATH:+:$PYTHONPATH}"
     export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
     ;;
   --faults)
+    form=faults
     shift
     export ACED_INSTALL_SLURM=1
     [ "$#" -gt 0 ] || set -- tests/faults tests/launch
     set -- --faults "$@"
     ;;
 esac
+if [ -n "$form" ]; then
+  set -- -p tests.forms --must-run "$form" "$@"
+fi
 install_extras "$extras"
 
 "$venv/bin/ruff" check .

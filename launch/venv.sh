@@ -3,7 +3,8 @@
 #   . launch/venv.sh
 #   install_extras test
 #
-# The variable venv names another environment; PYTHON chooses the interpreter (3.11 or newer). uv is used where it is there.
+# The variable venv names another environment; PYTHON chooses the interpreter,
+# 3.11 or newer. uv is used where it is there.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,6 +23,46 @@ find_python() {
   done
   echo "aced needs Python 3.11 or newer; set PYTHON to one." >&2
   return 1
+}
+
+# check_extras EXTRAS: fails unless what they name is installed. pip only warns
+# of an extra that it does not know.
+check_extras() {
+  "$venv/bin/python" -P - "$1" <<'PYTHON'
+import re
+import sys
+from importlib import metadata
+
+try:
+  from packaging.requirements import Requirement
+except ImportError:
+  from pip._vendor.packaging.requirements import Requirement
+
+
+def plain(name):
+  return re.sub(r"[-_.]+", "-", name).lower()
+
+
+wrong = []
+known = {plain(n) for n in metadata.metadata("aced").get_all("Provides-Extra")}
+extras = [plain(name) for name in sys.argv[1].split(",")]
+wrong += [f"aced has no extra {name!r}" for name in extras if name not in known]
+for line in metadata.requires("aced"):
+  need = Requirement(line)
+  if need.marker:
+    given = [{"extra": name} for name in ("", *extras)]
+    if not any(need.marker.evaluate(one) for one in given):
+      continue
+  try:
+    found = metadata.version(need.name)
+  except metadata.PackageNotFoundError:
+    found = None
+  if found is None or not need.specifier.contains(found, prereleases=True):
+    wrong.append(f"{need.name}{need.specifier}: found {found}")
+if wrong:
+  sys.exit("the installation is not whole: " + "; ".join(wrong))
+import aced
+PYTHON
 }
 
 # install_extras EXTRAS: installs this checkout with the named extras.
@@ -48,5 +89,6 @@ install_extras() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       -e ".[$1]"
   fi
+  check_extras "$1"  # Or the stamp would keep what is broken.
   touch "$stamp"
 }
