@@ -181,7 +181,7 @@ def build(config: ConfigDict, start: int = 0) -> Run:
     table.where: (frozen_models[name], table.view)
     for name, table in method.frozen.items()
   }
-  vocabularies = find_vocabularies(models, spec)
+  vocabularies = find_vocabularies(models, spec, init_rng)
   for where, table in keys.datasets(config).items():
     check_vocabularies(vocabularies, ops.vocab_sizes(table.get("pp")), where)
   optimizer, schedules = bv.optax.make(
@@ -288,18 +288,21 @@ def check_rows(spec: Mapping[str, Any], recipe: Recipe) -> None:
 
 
 def find_vocabularies(
-  models: Mapping[str, tuple[Towers, views.View]], spec: Mapping[str, Any]
+  models: Mapping[str, tuple[Towers, views.View]],
+  spec: Mapping[str, Any],
+  rng: jax.Array,
 ) -> list[tuple[str, str, int]]:
   """`(model, column of ids, ids that it knows)`, of models that show it.
 
   Args:
     models: where its config stands -> a model, and the columns that it sees.
     spec: column -> its `tf.TensorSpec`.
+    rng: of initial parameters, none of which is computed.
   """
   found = []
   for where, (model, view) in models.items():
     init = functools.partial(init_params, model, spec, view=view)
-    flat = trees.flatten(jax.eval_shape(init, jax.random.key(0)))
+    flat = trees.flatten(jax.eval_shape(init, rng))
     if EMBEDDING in flat:
       found.append((where, view.labels, flat[EMBEDDING].shape[0]))
   return found

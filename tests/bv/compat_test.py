@@ -86,7 +86,7 @@ def test_what_is_missing_is_told_with_how_to_get_it(monkeypatch):
 
 def run(*command):
   return subprocess.run(
-    [sys.executable, *command], capture_output=True, text=True, timeout=120
+    [sys.executable, *command], capture_output=True, text=True
   )
 
 

@@ -1,4 +1,4 @@
-"""Keys that nobody reads are refused, and none that big_vision's configs have."""
+"""Keys that nobody reads are refused, and none of big_vision's configs."""
 
 import importlib
 import pathlib

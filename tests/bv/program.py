@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 import aced.bv
 from aced.bv import compat, trainer
+from aced.training.workdir import WorkdirError
 
 TRAINER = "big_vision.trainers.proj.image_text.siglip"
 SOURCE = "synthetic:train?size=48&image_size=16&noise=0.5"
@@ -82,6 +83,32 @@ def aced_config(large):
   config.reference = {"large": {**table, "model_init": large}}
   config.teachers = {"large": {"weight": 0.5}}
   return config
+
+
+def from_checkpoint(path):
+  """Student and reference of a trainer's checkpoint, on larger pictures."""
+  config = base("_mask")
+  config.total_steps = 2
+  config.input.pp = config.input.pp.replace("decode(16)", "decode(24)")
+  config.model_init = path
+  table = {"model_name": config.model_name, "model": towers(32)}
+  config.reference = {"big": {**table, "model_init": path}}
+  config.curation = {
+    "method": "joint",
+    "filter_ratio": 0.5,
+    "num_chunks": 2,
+    "reference": "big",
+  }
+  return config
+
+
+def refused(config, workdir):
+  """What is said of a run that may not go on."""
+  try:
+    trainer.train(config, workdir)
+  except WorkdirError as error:
+    return str(error)
+  raise AssertionError("it went on")
 
 
 def with_our_names():
@@ -168,11 +195,15 @@ def main(folder):
       again,
     )
   run_theirs(base(), at("theirs"))
+  trainer.train(from_checkpoint(at("theirs/checkpoint.bv")), at("from_bv"))
+  changed = aced_config(large)
+  changed.curation.filter_ratio = 0.75
   run_theirs(with_our_names(), at("theirs_by_name"))
   trainer.train(with_our_names(), at("ours_by_name"))
   results = {
     "state": sorted(state),
     "same": all(jax.tree.leaves(same)),
+    "refused": refused(changed, at("whole")),
     "sharded": any(
       not x.sharding.is_fully_replicated for x in jax.tree.leaves(state)
     ),

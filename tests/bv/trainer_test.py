@@ -3,8 +3,10 @@
 import fcntl
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -40,26 +42,34 @@ def runs(tmp_path_factory, repository):
   except ModuleNotFoundError as error:
     pytest.skip(str(error))
   base = tmp_path_factory.getbasetemp()
-  folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bv"
-  folder.mkdir(exist_ok=True)
-  with (folder / "lock").open("w") as lock:
+  shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bv"
+  shared.mkdir(exist_ok=True)
+  told = shared / "told.json"
+  with (shared / "lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if not (folder / "results.json").exists():
-      make(folder, repository)
-  return folder
+    if not told.exists():
+      # Of its own: what one that was killed has left is no run to go on with.
+      folder = tempfile.mkdtemp(dir=shared)
+      told.write_text(json.dumps([folder, make(folder, repository)]))
+  folder, error = json.loads(told.read_text())
+  assert not error, error
+  return pathlib.Path(folder)
 
 
 def make(folder, repository):
-  """Trains everything, in another process."""
+  """Trains everything, in another process, which takes minutes.
+
+  Returns:
+    The end of what it said, if it failed.
+  """
   done = subprocess.run(
-    [sys.executable, "-m", "tests.bv.program", str(folder)],
+    [sys.executable, "-m", "tests.bv.program", folder],
     cwd=repository,
     env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     capture_output=True,
     text=True,
-    timeout=900,
   )
-  assert done.returncode == 0, done.stderr[-4000:]
+  return done.returncode and (done.stderr[-4000:] or str(done.returncode))
 
 
 def rows(folder):
@@ -125,6 +135,25 @@ def test_a_killed_run_goes_on_to_the_same_parameters(runs):
   for step in (3, 4):  # The step after the checkpoint was taken twice.
     for name in (*SHARED, "curation/kept_score", "data/clean_kept"):
       assert killed[step][name] == whole[step][name], name
+
+
+def test_student_and_reference_begin_as_a_checkpoint_of_theirs(runs):
+  first, second = (rows(runs / "from_bv")[step] for step in (1, 2))
+  # Of the same weights, on pictures of another size: nothing is learnable yet.
+  assert first["curation/pool_score"] == pytest.approx(0, abs=1e-4)
+  assert abs(second["curation/pool_score"]) > 1e-3
+  # And they are not those that a run begins with.
+  assert first["training_loss"] < rows(runs / "theirs")[1]["training_loss"]
+
+
+def test_a_run_of_another_filter_ratio_does_not_go_on(runs):
+  said = results(runs)["refused"]
+  assert (
+    "these keys differ from it:\n  curation.filter_ratio: 0.5 -> 0.75\n"
+    in (said)
+  )
+  kept = json.loads((runs / "whole" / "config.json").read_text())
+  assert kept["curation"]["filter_ratio"] == 0.5
 
 
 def test_the_state_is_that_of_big_vision_and_no_frozen_model_is_saved(runs):

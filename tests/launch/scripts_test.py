@@ -180,9 +180,7 @@ def test_a_form_whose_tests_all_skip_fails(
 
 def test_a_form_that_is_only_listed_does_not_fail(repository, tmp_path):
   (tmp_path / "test_it.py").write_text(SKIPPED.format(mark="form"))
-  done = pytest_in(
-    repository, tmp_path, "--must-run", "form", "--collect-only"
-  )
+  done = pytest_in(repository, tmp_path, "--must-run", "form", "--collect-only")
   assert done.returncode == 0, done.stdout + done.stderr
   # Nor does a run for which no form was asked.
   assert pytest_in(repository, tmp_path).returncode == 0
