@@ -11,13 +11,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from aced.data import tokenizers
 from aced.data.prompts import CAPTION, SEPARATOR, PromptTokenizer
+from aced.data.tokenizers.base import listed
 from aced.evaluation.embed import pad_rows
 from aced.models import params as params_lib
 from aced.models import saved, trees
@@ -60,7 +61,7 @@ class Captioner:
 
   def caption(
     self,
-    images: Sequence[Any],
+    images: Iterable[Any],
     *,
     num_beams: int = 1,
     length_penalty: float = 0.0,
@@ -78,14 +79,15 @@ class Captioner:
       ValueError: a number of beams or a penalty that is out of range.
     """
     check_list("images", images)
+    images = list(images)
     return self.write(
       images, [CAPTION] * len(images), num_beams, length_penalty
     )
 
   def answer(
     self,
-    images: Sequence[Any],
-    questions: Sequence[str],
+    images: Iterable[Any],
+    questions: Iterable[str],
     *,
     num_beams: int = 1,
     length_penalty: float = 0.0,
@@ -105,15 +107,15 @@ class Captioner:
 
   def write(
     self,
-    images: Sequence[Any],
-    prompts: Sequence[str],
+    images: Iterable[Any],
+    prompts: Iterable[str],
     num_beams: int = 1,
     length_penalty: float = 0.0,
   ) -> list[str]:
     """Writes what follows a prompt, for each picture; raises as `answer`."""
     check_list("images", images)
-    whole = isinstance(prompts, str) or len(prompts) != len(images)
-    if whole or not all(isinstance(prompt, str) for prompt in prompts):
+    images, prompts = list(images), listed("prompts", prompts)
+    if len(prompts) != len(images):
       raise ValueError(
         f"{len(images)} pictures and the prompts {prompts!r:.60}; give a list"
         " of one text, such as a question, for each picture."

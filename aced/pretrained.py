@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from aced.data import tokenizers
 from aced.data.decoding import from_pillow
 from aced.data.records import BadRecord
 from aced.data.tokenizers import released
+from aced.data.tokenizers.base import listed
 from aced.data.transforms import Transform
 from aced.evaluation.embed import pad_rows
 from aced.models import build, flexi
@@ -80,7 +81,7 @@ class Pretrained:
     """The bias `b` added to them; 0 for models trained with softmax."""
     return float(np.asarray(self.params.get("b", 0.0)).item())
 
-  def pixels(self, images: Sequence[Any]) -> np.ndarray:
+  def pixels(self, images: Iterable[Any]) -> np.ndarray:
     """Pictures as the model takes them, `(n, s, s, 3)` uint8.
 
     Args:
@@ -92,53 +93,54 @@ class Pretrained:
     """
     return pictures(images, self.transform)
 
-  def tokens(self, texts: Sequence[str]) -> np.ndarray:
+  def tokens(self, texts: Iterable[str]) -> np.ndarray:
     """Texts as the model takes them, `(n, l)` int32.
 
     Raises:
-      ConfigError: there is no tokenizer.
+      ConfigError: `texts` is one text, or holds something else; or there is no
+        tokenizer.
     """
-    check_list("texts", texts)
-    if not all(isinstance(text, str) for text in texts):
-      raise ValueError("texts holds something that is no text.")
+    texts = listed("texts", texts)
     if self.tokenizer is None:
       raise ConfigError(
         f"{self.weights.where} does not say which tokenizer its texts want;"
         " give one: aced.load(where, tokenizer='sentencepiece:path/to.model')."
       )
-    return self.tokenizer(list(texts))
+    return self.tokenizer(texts)
 
-  def embed_images(self, images: Sequence[Any]) -> np.ndarray:
+  def embed_images(self, images: Iterable[Any]) -> np.ndarray:
     """L2-normalised embeddings of pictures, `(n, d)` float32; see `pixels`."""
     return self._in_batches(self._embedders[0], self.pixels(images))
 
-  def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+  def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
     """L2-normalised embeddings of texts, `(n, d)` float32."""
     return self._in_batches(self._embedders[1], self.tokens(texts))
 
-  def logits(self, images: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+  def logits(self, images: Iterable[Any], texts: Iterable[str]) -> np.ndarray:
     """`t <zimg_i, ztxt_j> + b` of `n` pictures and `m` texts, `(n, m)`."""
     zimg, ztxt = self.embed_images(images), self.embed_texts(texts)
     return np.asarray(embeddings.logits(zimg, ztxt, self.scale, self.bias))
 
   def classify(
     self,
-    images: Sequence[Any],
-    class_names: Sequence[str],
-    templates: Sequence[str] = evaluation.TEMPLATES,
+    images: Iterable[Any],
+    class_names: Iterable[str],
+    templates: Iterable[str] = evaluation.TEMPLATES,
   ) -> np.ndarray:
     """Zero-shot probabilities of classes, `(n, c)` float32, rows summing to 1.
 
     Args:
       images: as `pixels` takes them.
-      class_names: `c` names.
+      class_names: `c` names, in a list, array or iterator.
       templates: prompts, with "{}" where the name goes.
 
     Raises:
-      ValueError: no class names, or a template without "{}".
+      ValueError: no class names, one text in the place of a list, something
+        that is no text, or a template without "{}".
     """
     self.tokens([])  # Says so where there is no tokenizer.
-    check_list("class_names", class_names)
+    class_names = listed("class_names", class_names)
+    templates = listed("templates", templates)
     classes = evaluation.class_embeddings(
       self._embedders[1], self.tokenizer, class_names, templates
     )
@@ -171,7 +173,7 @@ class Pretrained:
     return np.concatenate(found)
 
 
-def pictures(images: Sequence[Any], transform: Transform) -> np.ndarray:
+def pictures(images: Iterable[Any], transform: Transform) -> np.ndarray:
   """Pictures in any form as a model takes them; see `Pretrained.pixels`."""
   check_list("images", images)
   found = []
@@ -269,6 +271,8 @@ def _encoded(image):
 def check_list(name, values):
   """Refuses one thing in the place of several."""
   one = isinstance(values, str | bytes | os.PathLike | Image.Image)
-  if one or (isinstance(values, np.ndarray) and values.ndim == 3):
+  if isinstance(values, np.ndarray):
+    one = values.ndim in (0, 3)
+  if one or not isinstance(values, Iterable):
     shown = values if isinstance(values, str) else type(values).__name__
     raise ValueError(f"{name}={shown!r} must be a list of them.")

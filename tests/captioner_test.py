@@ -57,6 +57,8 @@ def test_a_picture_is_written_about_whatever_stands_beside_it(captioner):
   assert captioner.answer(images, questions) == alone
   as_pillow = [Image.fromarray(image) for image in images]
   assert captioner.answer(as_pillow, questions) == alone
+  assert captioner.answer(iter(images), np.array(questions)) == alone
+  assert captioner.caption(iter(images)) == captioner.caption(images)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +67,10 @@ def test_a_picture_is_written_about_whatever_stands_beside_it(captioner):
     (lambda c: c.caption(pictures(1)[0]), "images"),
     (lambda c: c.caption(Image.new("RGB", (8, 8))), "images"),
     (lambda c: c.answer(pictures(2), ["one?"]), "2 pictures and the prompts"),
-    (lambda c: c.answer(pictures(1), "one?"), "for each picture"),
-    (lambda c: c.answer(pictures(1), [3]), "for each picture"),
+    (lambda c: c.answer(pictures(1), "one?"), "prompts='one.' must be a"),
+    (lambda c: c.answer(pictures(1), [3]), r"prompts\[0\]=3 is of type int"),
     (lambda c: c.write(pictures(2), ["a", "b", "c"]), "2 pictures"),
-    (lambda c: c.write(pictures(2), "caption:"), "for each picture"),
+    (lambda c: c.write(pictures(2), "caption:"), r"write \['caption:'\]"),
     (lambda c: c.caption(pictures(1), num_beams=0), "num_beams=0"),
     (lambda c: c.caption(pictures(1), num_beams="2"), "num_beams='2'"),
     (lambda c: c.caption(pictures(1), length_penalty=-1), "length_penalty=-1"),

@@ -96,8 +96,21 @@ def test_classes_are_told_by_the_mean_of_their_prompts(run):
   found = model.classify(arrays, names, templates)
   np.testing.assert_allclose(found, wanted, rtol=1e-4)
   np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
+  for several in (np.array, iter, tuple, lambda x: (y for y in x)):
+    same = model.classify(iter(arrays), several(names), several(templates))
+    np.testing.assert_array_equal(same, found)
   with pytest.raises(ValueError, match="class_names is empty"):
     model.classify(arrays, [])
+  for wrong, message in (
+    ([0, 1], r"class_names\[0\]=0 is of type int, not a text"),
+    (np.arange(2), r"class_names\[0\]=.* is of type int64, not a text"),
+    ({"cat": 0}, "class_names is of type dict"),
+    (None, "class_names is of type NoneType"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      model.classify(arrays, wrong)
+  with pytest.raises(ValueError, match="templates='a {}' must be a list"):
+    model.classify(arrays, names, "a {}")
 
 
 def test_an_npz_file_wants_its_tokenizer_for_texts_alone(tmp_path):
@@ -125,7 +138,13 @@ def test_what_is_no_list_is_refused(run):
     model.embed_texts("a cat")
   with pytest.raises(ValueError, match="class_names='ab' must be a list"):
     model.classify(pictures(), "ab")
-  for one in (pictures()[0], Image.fromarray(pictures()[0])):
+  with pytest.raises(ValueError, match=r"texts\[1\]=b'b' is of type bytes"):
+    model.embed_texts(["a", b"b"])
+  texts = ["a cat", "a dog"]
+  np.testing.assert_array_equal(
+    model.embed_texts(np.array(texts)), model.embed_texts(texts)
+  )
+  for one in (pictures()[0], Image.fromarray(pictures()[0]), None, 3):
     with pytest.raises(ValueError, match="must be a list"):
       model.embed_images(one)
   with pytest.raises(ValueError, match="a picture of type NoneType; expected"):

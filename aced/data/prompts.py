@@ -5,6 +5,7 @@ them; a text without anything behind the separator is a prompt alone. As ids, a
 row is start, prompt, `separator`, what follows, end, and padding.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from absl import logging
 from aced.config import ConfigError
 from aced.data.identity import SAMPLED
 from aced.data.records import BadRecord, Record, Source, captions
-from aced.data.tokenizers.base import Tokenizer, utf8
+from aced.data.tokenizers.base import Tokenizer, listed, utf8
 
 # The unit separator of ASCII. The first of a text counts: what follows a prompt
 # may have it as well, and a question has a space in its place.
@@ -209,7 +210,8 @@ class PromptTokenizer(Tokenizer):
     return b"prompts of " + self.inner.content
 
   def __call__(self, texts):
-    """Returns the ids of `n` texts, `(n, length)` int32."""
+    """Returns the ids of `n` texts, `(n, length)` int32; raises as `listed`."""
+    texts = listed("texts", texts)
     ids = np.full((len(texts), self.length), self.pad, np.int32)
     for row, text in zip(ids, texts, strict=True):
       prompt, _, rest = text.partition(SEPARATOR)
@@ -259,30 +261,45 @@ class PromptTokenizer(Tokenizer):
 def questions_of(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
   """`(question, answers)` of a record.
 
-  They stand in `questions`, a list of `{"question", "answers"}`, or in the
-  record itself; `answers` is a list, or one is in `answer`. An answer is a
-  text, a number, or as VQA's own files have it, `{"answer": text}`. None of
-  another form are taken.
+  They stand in `questions`, a list of `{"question", "answers"}` or one of them,
+  or in the record itself; `answers` is a list, or one is in `answer`. An answer
+  is a text, a number, or as VQA's own files have it, `{"answer": text}`. None
+  of another form are taken; `count_unread` counts them.
   """
+  return list(filter(None, map(_question, _rows(record))))
+
+
+def count_unread(record: Mapping[str, Any]) -> int:
+  """How many of a record's questions have a form that is not taken."""
+  asked = record.get("questions") or record.get("question") is not None
+  return len(_rows(record)) - len(questions_of(record)) if asked else 0
+
+
+def _rows(record):
+  """What may be a question of a record, with its answers."""
   rows = record.get("questions")
-  found = []
-  for row in rows if isinstance(rows, list) else [record]:
-    question = row.get("question") if isinstance(row, Mapping) else None
-    if not isinstance(question, str) or not question.strip():
-      continue
-    answers = row.get("answers", row.get("answer"))
-    answers = answers if isinstance(answers, list) else [answers]
-    good = list(filter(None, map(_answer, answers)))
-    if good:
-      found.append((question.replace(SEPARATOR, " "), good))
-  return found
+  if isinstance(rows, Mapping):
+    return [rows]
+  return rows if rows and isinstance(rows, list | tuple) else [record]
+
+
+def _question(row):
+  """`(question, answers)` of a row; None where it has no such form."""
+  question = row.get("question") if isinstance(row, Mapping) else None
+  if not isinstance(question, str) or not question.strip():
+    return None
+  answers = row.get("answers", row.get("answer"))
+  answers = answers if isinstance(answers, list | tuple) else [answers]
+  good = list(filter(None, map(_answer, answers)))
+  return (question.replace(SEPARATOR, " "), good) if good else None
 
 
 def _answer(given) -> str:
   """An answer as text; "" where it is none."""
   if isinstance(given, Mapping):
     given = given.get("answer")
-  if isinstance(given, int | float) and not isinstance(given, bool):
+  number = isinstance(given, int | float) and not isinstance(given, bool)
+  if number and math.isfinite(given):
     return str(given)
   return given if isinstance(given, str) and given.strip() else ""
 

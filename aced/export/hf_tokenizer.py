@@ -77,8 +77,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
       is newer than Python's Unicode, and older than that of `tokenizers`.
     bytes: with a `max_length` below the tokenizer's, a text may be cut inside
       of a character; longer rows than the tokenizer's are not to be had.
-    clip: of HTML entities only `ENTITIES` are mended, and of wrongly decoded
-      characters none; of what `clip.clean` returns the ids are the same.
+    clip, clean=: of HTML entities only `ENTITIES` are mended, and of wrongly
+      decoded characters none; of what `texts.cleaned` returns the ids are the
+      same.
     sentencepiece: where the model maps characters to NFKC, combining marks that
       are out of order, or on a character that is itself mapped (a fraction, a
       half-width kana). Where it is unigram, divisions of a word whose
@@ -256,18 +257,31 @@ def _clip(tokenizer):
       library.decoders.Strip(" ", right=1),
     ]
   )
-  file.normalizer = library.normalizers.Sequence(
-    [
-      _replace(r"\x1b\[[\d;]*[a-zA-Z]", ""),  # Colours of terminals.
-      *_mended(),
-      # What was escaped twice is found so too.
-      *(_replace(*entity) for entity in 2 * ENTITIES),
-      library.normalizers.NFC(),
-      *_single_spaces(),
-      *_lower(),
-    ]
-  )
+  file.normalizer = library.normalizers.Sequence(_cleaned("lower"))
   return file
+
+
+def _cleaned(how):
+  """The steps of `texts.cleaned`, but for encodings and rare entities."""
+  mended = [
+    _replace(r"\x1b\[[\d;]*[a-zA-Z]", ""),  # Colours of terminals.
+    *_mended(),
+    # What was escaped twice is found so too.
+    *(_replace(*entity) for entity in 2 * ENTITIES),
+    _library().normalizers.NFC(),
+  ]
+  if how == "canonicalize":
+    return [*mended, *_canonical()]
+  underscore = [_replace("_", " ")] if how == "whitespace_underscore" else []
+  lower = _lower() if how == "lower" else []
+  return [*mended, *underscore, *_single_spaces(), *lower]
+
+
+def _canonical():
+  """What `canonical=1` does."""
+  punctuation = _class(string.punctuation.replace("_", ""))
+  steps = [_replace("_", " "), _replace(punctuation, "")]
+  return [*steps, *_lower(), *_single_spaces()]
 
 
 def _mended():
@@ -312,14 +326,13 @@ def _sentencepiece(tokenizer):
 
 def _prepared(tokenizer):
   """The steps of `texts.prepare`, with a tokenizer's options."""
+  first = _cleaned(tokenizer.clean) if tokenizer.clean else []
   if tokenizer.canonical:
-    punctuation = _class(string.punctuation.replace("_", ""))
-    steps = [_replace("_", " "), _replace(punctuation, "")]
-    return [*steps, *_lower(), *_single_spaces()]
+    return [*first, *_canonical()]
   if tokenizer.lower == "ascii":
     cases = zip(string.ascii_uppercase, string.ascii_lowercase, strict=True)
-    return [_replace(upper, lower) for upper, lower in cases]
-  return _lower() if tokenizer.lower == "1" else []
+    return [*first, *(_replace(upper, lower) for upper, lower in cases)]
+  return [*first, *_lower()] if tokenizer.lower == "1" else first
 
 
 def _lower():

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from aced.config import ConfigError
 from aced.data.tokenizers import load
 from tests.data.tokenizers import models
 
@@ -163,6 +164,31 @@ def test_bytes_round_trip_and_whole_characters(text):
     # Nothing more would have fitted.
     following = text[len(got) : len(got) + 1].encode()
     assert not following or kept + len(following) > length - 1
+
+
+@every_case
+def test_texts_come_in_any_order_that_holds_them(specs, name, options):
+  tokenizer, texts = load(specs[name] + options, 12), ["a dog", "two cats"]
+  wanted = tokenizer(texts)
+  for same in (tuple(texts), iter(texts), np.array(texts), (t for t in texts)):
+    np.testing.assert_array_equal(tokenizer(same), wanted)
+  objects = np.array(texts, object)
+  np.testing.assert_array_equal(tokenizer(objects), wanted)
+  for wrong, message in (
+    ("a dog", r"texts='a dog' must be a list .* write \['a dog'\]"),
+    (b"a dog", r"texts=b'a dog' must be a list"),
+    (None, "texts is of type NoneType; expected a list"),
+    (np.array("a dog"), "texts is of type ndarray"),
+    (np.array([["a dog"]]), "texts is of type ndarray"),
+    ({"a dog"}, "texts is of type set"),
+    ({"a dog": 1}, "texts is of type dict"),
+    (["a", None], r"texts\[1\]=None is of type NoneType, not a text"),
+    ([b"a"], r"texts\[0\]=b'a' is of type bytes"),
+    ([["a"]], r"texts\[0\]=\['a'\] is of type list"),
+    ([3], r"texts\[0\]=3 is of type int"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      tokenizer(wrong)
 
 
 def test_importing_loads_no_tokenizer():

@@ -195,7 +195,7 @@ def garbled(text):
 
 @pytest.mark.skipif(not ftfy_is_here, reason="needs ftfy")
 def test_clip_differs_only_where_texts_are_mended(specs, tmp_path):
-  from aced.data.tokenizers.clip import clean
+  from aced.data.tokenizers.texts import cleaned
 
   tokenizer = load(specs["clip"], LENGTH)
   write_tokenizer(tokenizer, tmp_path)
@@ -204,7 +204,7 @@ def test_clip_differs_only_where_texts_are_mended(specs, tmp_path):
   assert differing(tokenizer, file, mended) == mended
   for text in [*mended, *texts(100)]:
     (row,) = tokenizer([text]).tolist()
-    assert file.encode(clean(text)).ids == row
+    assert file.encode(cleaned(text, "lower")).ids == row
   kept = ["A &amp; B", "&quot;a&quot; &lt;b&gt; &#39;s&nbsp;x", "a &amp;lt; b"]
   assert differing(tokenizer, file, kept) == []
   # Every character that has no other beside it, but for such.

@@ -8,7 +8,7 @@ kinds, and the keyword arguments of each are its options.
 
 from aced.data.tokenizers.base import Tokenizer
 from aced.data.tokenizers.loading import KINDS, load_tokenizer
-from aced.data.tokenizers.sentencepieces import train_sentencepiece
+from aced.data.tokenizers.training import train_sentencepiece
 
 load = load_tokenizer
 

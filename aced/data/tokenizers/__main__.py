@@ -4,32 +4,60 @@ python -m aced.data.tokenizers train SOURCE --output X.model --vocab_size N
 """
 
 import argparse
-import contextlib
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from aced.config import ConfigError
+from aced.data.prompts import count_unread, questions_of
 from aced.data.records import BadRecord, captions
 from aced.data.sources import open_source
-from aced.data.tokenizers.sentencepieces import train_sentencepiece
+from aced.data.tokenizers.training import train_sentencepiece
 
 
-def texts_of(spec: str) -> Iterable[str]:
-  """Yields every usable caption of a source, and what is asked and answered.
+class Texts(Iterable[str]):
+  """Every usable caption of a source, and what is asked and answered.
 
-  Args:
-    spec: as `open_source` takes it.
+  Attributes:
+    source: that is read.
+    passed: what no text was taken from -> how often, and where first.
   """
-  source = open_source(spec)
-  for index in range(len(source)):
-    record = source.fields(index)
-    # Without a caption there may still be a question to learn words from.
-    with contextlib.suppress(BadRecord):
-      yield from captions(record)
-    for pair in record.get("questions") or ():
-      yield str(pair["question"])
-      yield from map(str, pair["answers"])
+
+  def __init__(self, spec: str):
+    self.source = open_source(spec)
+    self.passed: dict[str, tuple[int, str]] = {}
+
+  def __iter__(self) -> Iterator[str]:
+    self.passed = {}
+    for index in range(len(self.source)):
+      record = self.source.fields(index)
+      asked, unread = questions_of(record), count_unread(record)
+      try:
+        yield from captions(record)
+      except BadRecord as error:
+        # Without a caption there may still be a question to learn words from.
+        if not asked:
+          self._pass("records without a caption that is text", 1, index, error)
+      for question, answers in asked:
+        yield question
+        yield from answers
+      if unread:
+        form = f"{record.get('questions', record.get('question'))!r:.80}"
+        what = "questions without an answer, or of an unknown form"
+        self._pass(what, unread, index, form)
+
+  def report(self) -> list[str]:
+    """Lines that say what no text was taken from."""
+    told = [
+      f"passed over: {count:,} {what}; the first: {first}"
+      for what, (count, first) in self.passed.items()
+    ]
+    return [*told, *(f"damaged: {line}" for line in self.source.damage())]
+
+  def _pass(self, what, count, index, why):
+    first = f"{self.source.where(index)}: {why}"
+    before, first = self.passed.get(what, (0, first))
+    self.passed[what] = before + count, first
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,9 +85,12 @@ def _train(options):
       f"--output={options.output} is there already; runs may need it. Choose"
       " another path, or add --overwrite to replace it."
     )
-  pieces = train_sentencepiece(
-    texts_of(options.source), options.output, options.vocab_size
-  )
+  texts = Texts(options.source)
+  try:
+    pieces = train_sentencepiece(texts, options.output, options.vocab_size)
+  finally:
+    for line in texts.report():
+      print(line, file=sys.stderr)
   fewer = ", which is all that these captions give"
   note = fewer if pieces < options.vocab_size else ""
   print(f"{pieces:,} pieces{note}", file=sys.stderr)

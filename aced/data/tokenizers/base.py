@@ -4,7 +4,7 @@ import importlib
 import os
 import pathlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import ModuleType
 from typing import Any
 
@@ -41,8 +41,16 @@ class Tokenizer(ABC):
 
   NEEDS = ""
 
-  def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """Returns the ids of `n` texts, `(n, length)` int32."""
+  def __call__(self, texts: Iterable[str]) -> np.ndarray:
+    """Returns the ids of `n` texts, `(n, length)` int32.
+
+    Args:
+      texts: `n` of them, in a list, tuple, array or iterator.
+
+    Raises:
+      ConfigError: as `listed`.
+    """
+    texts = listed("texts", texts)
     ids = np.full((len(texts), self.length), self.pad, np.int32)
     first = int(self.bos is not None)
     if first:
@@ -67,6 +75,10 @@ class Tokenizer(ABC):
     while ids and ids[-1] == self.pad:
       ids.pop()
     return self._decode(ids)
+
+  def count(self, text: str) -> int:
+    """Returns how many ids a text has, uncut, without start and end."""
+    return len(self._encode(utf8(text).decode("utf-8")))
 
   @property
   def reserved(self) -> int:
@@ -151,6 +163,37 @@ class Bytes(Tokenizer):
 
   def _decode(self, ids):
     return bytes(i - 2 for i in ids if i >= 2).decode("utf-8", "replace")
+
+
+def listed(name: str, texts: Iterable[str]) -> list[str]:
+  """Returns texts as a list, and refuses what is surely not meant as one.
+
+  Args:
+    name: of the argument, for the message.
+    texts: in a list, tuple, array, iterator and the like.
+
+  Raises:
+    ConfigError: it is one text, which would be read letter by letter, has no
+      order, or holds something that is no text.
+  """
+  if isinstance(texts, str | bytes | bytearray):
+    raise ConfigError(
+      f"{name}={texts!r:.60} must be a list of them; for a single one write"
+      f" [{texts!r:.60}]."
+    )
+  ordered = isinstance(texts, Iterable) and not isinstance(texts, Mapping | Set)
+  if not ordered or getattr(texts, "ndim", 1) != 1:
+    raise ConfigError(
+      f"{name} is of type {type(texts).__name__}; expected a list of texts."
+    )
+  found = list(texts)
+  for index, text in enumerate(found):
+    if not isinstance(text, str):
+      raise ConfigError(
+        f"{name}[{index}]={text!r:.60} is of type {type(text).__name__}, not a"
+        " text."
+      )
+  return found
 
 
 def utf8(text: str) -> bytes:

@@ -2,11 +2,11 @@
 
 import functools
 import gzip
-import html
 import os
 import zlib
 
 from aced.data.tokenizers.base import Tokenizer, write_spec
+from aced.data.tokenizers.texts import cleaned
 
 # CLIP's embedding has 49,408 ids: bytes, bytes that end a word, merges (the
 # file has more than fit), start and end.
@@ -24,9 +24,8 @@ _ADVICE = (
 class Clip(Tokenizer):
   """CLIP's tokens, with the ids that OpenAI's models and open_clip's have.
 
-  A text is mended by `ftfy.fix_text` (wrongly decoded characters, curly quotes,
-  ligatures, wide letters), HTML entities in it are replaced, twice, white space
-  becomes single spaces, letters become lower case. A row is start (49,406), the
+  A text is mended and put in lower case, as `texts.cleaned` does for "lower".
+  A row is start (49,406), the
   text, end (49,407), then zeros; a text that is cut keeps its end, and the end
   is the largest id of its row, so that text towers pool it by "argmax".
 
@@ -116,20 +115,10 @@ class Clip(Tokenizer):
 
   def _encode(self, text):
     # One text a call: `encode_batch` starts threads, and is as fast without.
-    return self._processor.encode(clean(text)).ids
+    return self._processor.encode(cleaned(text, "lower")).ids
 
   def _decode(self, ids):
     pieces = map(self._processor.id_to_token, ids)
     # Joined first: a word's end, not a piece's, may complete a character.
     text = self._processor.decoder.decode(["".join(p for p in pieces if p)])
     return text.replace(_WORD_END, " ").strip()
-
-
-def clean(text: str) -> str:
-  """Returns a text as CLIP reads it: mended, in one line, in lower case."""
-  # There is nothing to mend in other texts, and looking takes the most time.
-  if not (text.isascii() and text.isprintable() and "&" not in text):
-    import ftfy
-
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-  return " ".join(text.split()).lower()

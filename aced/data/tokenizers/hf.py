@@ -6,7 +6,7 @@ import pathlib
 
 from aced.config import did_you_mean
 from aced.data.tokenizers.base import Tokenizer, write_spec
-from aced.data.tokenizers.texts import Lower, prefix, prepare
+from aced.data.tokenizers.texts import Clean, Lower, prefix, prepare
 
 # Looked for in this order where no option names one.
 ENDS = ("</s>", "<|endoftext|>", "<eos>", "[SEP]")
@@ -32,6 +32,8 @@ class HuggingFace(Tokenizer):
     lower: which letters are turned to lower case first: none ("0"), all ("1"),
       or A to Z ("ascii"). The file may have more of that itself.
     canonical: whether punctuation is taken out too, as `texts.prepare` says.
+    clean: what open_clip does to a text before all this, see `texts.cleaned`;
+      nothing by default.
     special: whether the file's own tokens are put around a text, and nothing
       else. By default, if it has some and neither `bos` nor `end` is given.
     bos: the token that every row starts with; none by default.
@@ -54,6 +56,7 @@ class HuggingFace(Tokenizer):
     *,
     lower: Lower = "0",
     canonical: bool = False,
+    clean: Clean | None = None,
     special: bool | None = None,
     bos: str | None = None,
     end: str | None = None,
@@ -64,12 +67,16 @@ class HuggingFace(Tokenizer):
       path,
       lower=None if lower == "0" else lower,
       canonical=canonical or None,
+      clean=clean,
       special=special,
       bos=bos,
       end=end,
       pad=pad,
     )
     self.length, self.lower, self.canonical = length, lower, canonical
+    self.clean = clean
+    if clean:
+      self._package("ftfy")
     if special and (bos or end):
       raise self._error(
         "special=1 puts the file's own tokens around a text, bos= and end= put"
@@ -119,6 +126,13 @@ class HuggingFace(Tokenizer):
       )
     return found
 
+  def count(self, text):
+    """Returns how many ids a text has, uncut, without start and end."""
+    file = self._load()
+    file.no_truncation()
+    text = prepare(text, self.lower, self.canonical, self.clean)
+    return len(file.encode(text, add_special_tokens=False).ids)
+
   @property
   def reserved(self):
     """The ids of every row that cannot be the text's."""
@@ -127,7 +141,7 @@ class HuggingFace(Tokenizer):
   @property
   def content(self):
     """The file, and what is done beside it."""
-    words = ["hf", *prefix(self.lower, self.canonical)]
+    words = ["hf", *prefix(self.lower, self.canonical, self.clean)]
     # Without an end of ours, the file's own tokens are added.
     words += [f"bos={self.bos}", f"eos={self.eos}", f"pad={self.pad}"]
     return " ".join(words).encode() + b" " + self._file
@@ -155,7 +169,7 @@ class HuggingFace(Tokenizer):
 
   def _encode(self, text):
     # One text a call: `encode_batch` starts threads, and is as fast without.
-    text = prepare(text, self.lower, self.canonical)
+    text = prepare(text, self.lower, self.canonical, self.clean)
     return self._processor.encode(text, add_special_tokens=self.special).ids
 
   def _decode(self, ids):

@@ -1,9 +1,12 @@
 """Loads a tokenizer by a short text: `kind:path?option=value&option=value`."""
 
+import functools
 import inspect
 import types
 import typing
 from typing import Any
+
+from absl import logging
 
 from aced.config import ConfigError, did_you_mean
 from aced.data.specs import options_of
@@ -20,6 +23,7 @@ KINDS: dict[str, type[Tokenizer]] = {
   "hf": HuggingFace,
   "sentencepiece": SentencePiece,
 }
+SHORT = "a photo of a dog"  # As short as captions are.
 
 
 def load_tokenizer(spec: str, length: int) -> Tokenizer:
@@ -34,6 +38,9 @@ def load_tokenizer(spec: str, length: int) -> Tokenizer:
       The class of a kind (`KINDS`) says how it pads and truncates, and which
       options it has: `?option=value&option=value` after the path.
     length: ids of a text; 1 or more must be left beside start and end.
+
+  A length that does not hold half of a caption as short as `SHORT` is warned
+  of, once: it cuts nearly every caption to next to nothing.
 
   Raises:
     ConfigError: an unknown kind, option or value, a length that is too short,
@@ -61,7 +68,28 @@ def load_tokenizer(spec: str, length: int) -> Tokenizer:
       f" tokenizer {spec!r} gives {tokenizer.reserved} of the ids to the start"
       " or end of a text."
     )
+  _warn_if_short(tokenizer)
   return tokenizer
+
+
+def _warn_if_short(tokenizer):
+  """Warns of rows that have no room for half of a short caption."""
+  room = tokenizer.length - tokenizer.reserved
+  if room >= len(SHORT):  # Few texts have more ids than letters.
+    return
+  count = tokenizer.count(SHORT)
+  if 2 * room < count:
+    _warn_once(
+      f"text_length={tokenizer.length} is surely not meant: tokenizer"
+      f" {tokenizer.spec!r} keeps {room} of the {count} ids of {SHORT!r}, and"
+      " cuts all captions so. `python -m aced.data check` tells how many ids"
+      " captions have."
+    )
+
+
+@functools.cache
+def _warn_once(message):
+  logging.warning("%s", message)
 
 
 def _parse(spec: str) -> tuple[str, str, dict[str, str]]:

@@ -1,17 +1,11 @@
-"""Pieces of a sentencepiece model, and training one."""
+"""Pieces of a sentencepiece model."""
 
 import functools
-import io
-import itertools
 import os
-import pathlib
-from collections.abc import Iterable
 from typing import Literal
 
-from aced.config import ConfigError
 from aced.data.tokenizers.base import Tokenizer, write_spec
-from aced.data.tokenizers.texts import Lower, prefix, prepare
-from aced.files import whole
+from aced.data.tokenizers.texts import Clean, Lower, prefix, prepare
 
 # Style -> what its models were trained on. None is the default: case counts.
 #
@@ -51,6 +45,8 @@ class SentencePiece(Tokenizer):
     lower: which letters are turned to lower case first: none ("0"), all ("1"),
       or A to Z ("ascii").
     canonical: whether punctuation is taken out too, as `texts.prepare` says.
+    clean: what open_clip does to a text before all this, see `texts.cleaned`;
+      nothing by default.
     eos: "sticky", the end is kept when a text is cut; "yes", the end is cut off
       with the text; "none", texts have no end.
     bos: whether rows start with the model's start.
@@ -72,13 +68,19 @@ class SentencePiece(Tokenizer):
     style: Literal["siglip", "siglip2"] | None = None,
     lower: Lower | None = None,
     canonical: bool | None = None,
+    clean: Clean | None = None,
     eos: Literal["sticky", "yes", "none"] | None = None,
     bos: bool | None = None,
     pad: int | None = None,
   ):
     given = {"lower": lower, "eos": eos, "bos": bos, "pad": pad}
     self.spec = write_spec(
-      "sentencepiece", path, style=style, canonical=canonical, **given
+      "sentencepiece",
+      path,
+      style=style,
+      canonical=canonical,
+      clean=clean,
+      **given,
     )
     self.length = length
     self._model = self._read(
@@ -91,6 +93,9 @@ class SentencePiece(Tokenizer):
       raise self._error(problem) from error
     rule = STYLES[style] | {k: v for k, v in given.items() if v is not None}
     self.lower, self.canonical = rule["lower"], bool(canonical)
+    self.clean = clean
+    if clean:
+      self._package("ftfy")
     self.sticky = rule["eos"] == "sticky"
     self.eos = None if rule["eos"] == "none" else self._special("eos", "ends")
     self.bos = self._special("bos", "starts") if rule["bos"] else None
@@ -99,7 +104,7 @@ class SentencePiece(Tokenizer):
   @property
   def content(self):
     """The model, and each option that is not the default."""
-    words = prefix(self.lower, self.canonical)
+    words = prefix(self.lower, self.canonical, self.clean)
     if not self.sticky:
       words.append(f"eos={'none' if self.eos is None else 'yes'}")
     if self.bos is not None:
@@ -136,66 +141,8 @@ class SentencePiece(Tokenizer):
 
   def _encode(self, text):
     # One text a call: a list starts threads, which costs more than it saves.
-    return self._processor.encode(prepare(text, self.lower, self.canonical))
+    text = prepare(text, self.lower, self.canonical, self.clean)
+    return self._processor.encode(text)
 
   def _decode(self, ids):
     return self._processor.decode(ids)
-
-
-def train_sentencepiece(
-  captions: Iterable[str],
-  path: str | os.PathLike,
-  vocab_size: int,
-  model_type: str = "unigram",
-) -> int:
-  """Trains a sentencepiece model: pad 0, end 1, unknown 2.
-
-  Args:
-    captions: at least one text.
-    path: where the model is written, whole or not at all.
-    vocab_size: the most pieces of the model; it has fewer where the captions
-      do not give as many.
-    model_type: "unigram", or "bpe", which makes whole words of the few that a
-      small set of captions has.
-
-  Returns:
-    How many pieces the model has.
-
-  Raises:
-    ConfigError: there are no captions, or fewer pieces than they have
-      characters.
-  """
-  import sentencepiece
-
-  model, path = io.BytesIO(), pathlib.Path(path)
-  captions = iter(captions)
-  first = next(captions, None)
-  if first is None:
-    raise ConfigError(
-      "there is no caption to learn pieces from; look at the first records of"
-      " the source, and name the field of the caption, such as ?text=NAME."
-    )
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=itertools.chain([first], captions),
-      model_writer=model,
-      vocab_size=vocab_size,
-      model_type=model_type,
-      character_coverage=1.0 if vocab_size < 1000 else 0.9995,
-      pad_id=0,
-      eos_id=1,
-      unk_id=2,
-      bos_id=-1,
-      hard_vocab_limit=False,
-      num_threads=4,  # Fixed: pieces may depend on it.
-      minloglevel=2,
-    )
-  except RuntimeError as error:
-    raise ConfigError(
-      f"vocab_size={vocab_size} does not fit these captions: {error}"
-    ) from error
-  with whole(path) as part:
-    part.write_bytes(model.getvalue())
-  return sentencepiece.SentencePieceProcessor(
-    model_proto=model.getvalue()
-  ).get_piece_size()

@@ -9,7 +9,7 @@ import pytest
 
 from aced.config import ConfigError
 from aced.data.tokenizers import load
-from aced.data.tokenizers.clip import clean
+from aced.data.tokenizers.texts import cleaned
 from tests.data.tokenizers import models
 
 ftfy = pytest.importorskip("ftfy", reason="clip: needs ftfy")
@@ -75,7 +75,7 @@ def test_same_ids_as_a_plain_encoding(spec, merges):
   assert tokenizer.vocab_size == end + 1
   texts = models.mixed(400) + ["it's '90s rock'n'roll we'll DON'T", "''s 's"]
   for text, ids in zip(texts, tokenizer(texts), strict=True):
-    known = clean(text.replace("\udcff", "?"))
+    known = cleaned(text.replace("\udcff", "?"), "lower")
     want = [start, *plain_ids(known, merges)[:398], end]
     assert ids.tolist() == want + [0] * (400 - len(want)), text
 
@@ -105,7 +105,7 @@ def test_cut_rows_end(spec):
   ],
 )
 def test_clean(text, want):
-  assert clean(text) == want
+  assert cleaned(text, "lower") == want
 
 
 def test_plain_texts_need_no_mending():

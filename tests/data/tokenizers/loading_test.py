@@ -1,7 +1,9 @@
 import pytest
+from absl import logging
 
 from aced.config import ConfigError
 from aced.data.tokenizers import KINDS, load
+from tests.data.tokenizers import models
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,31 @@ def test_says_where_a_missing_file_comes_from(kind, tmp_path):
 def test_refuses_a_length_without_room_for_text():
   with pytest.raises(ConfigError, match="text_length=1 must be 2 or above"):
     load("bytes", 1)
+
+
+@pytest.mark.parametrize(
+  ("name", "few", "enough", "told"),
+  [
+    ("bytes", 2, 9, "keeps 1 of the 16 ids of 'a photo of a dog'"),
+    ("bytes", 8, 9, "keeps 7 of the 16 ids"),
+    ("bert", 3, 16, "keeps 1 of the "),
+    ("c4", 2, 16, "keeps 1 of the "),
+  ],
+)
+def test_a_length_that_leaves_nothing_is_told_of(
+  tmp_path, caplog, monkeypatch, name, few, enough, told
+):
+  monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+  spec = models.write(tmp_path)[name]
+  load(spec, few)
+  load(spec, few)
+  (record,) = caplog.records
+  assert f"text_length={few} is surely not meant: tokenizer" in caplog.text
+  assert told in record.getMessage()
+  caplog.clear()
+  tokenizer = load(spec, enough)
+  assert not caplog.records
+  count = tokenizer.count("a photo of a dog")
+  assert load(spec, few).count("a photo of a dog") == count
+  uncut = load(spec, 64)(["a photo of a dog"])[0]
+  assert uncut[count + (name == "bert")] in (1, 3)  # The end.

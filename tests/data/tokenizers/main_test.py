@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 
 from aced.data.tokenizers import load
-from aced.data.tokenizers.__main__ import main, texts_of
+from aced.data.tokenizers.__main__ import Texts, main
 
 
 def test_command(tmp_path):
@@ -22,10 +23,73 @@ def test_command(tmp_path):
 
 
 def test_questions_and_answers_are_texts_too():
-  plain = list(texts_of("synthetic:train?size=5"))
-  asked = list(texts_of("synthetic:train?size=5&asked=2"))
+  plain = list(Texts("synthetic:train?size=5"))
+  asked = list(Texts("synthetic:train?size=5&asked=2"))
   assert len(asked) == 5 + 5 * 2 * 2 and set(plain) < set(asked)
   assert sum(text.endswith("?") for text in asked) == 10
+
+
+def write(path, *records):
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+  return Texts(f"jsonl:{path}")
+
+
+QUESTION = {"question": "what colour?"}
+
+
+@pytest.mark.parametrize(
+  "asked",
+  [
+    {"questions": [QUESTION | {"answers": ["red"]}]},
+    {"questions": [QUESTION | {"answer": "red"}]},
+    {"questions": [QUESTION | {"answers": [{"answer": "red"}]}]},
+    {"questions": [QUESTION | {"answer": {"answer": "red"}}]},
+    {"questions": QUESTION | {"answer": "red"}},
+    {"questions": [], **QUESTION, "answer": "red"},
+    QUESTION | {"answers": ["red", True, None, " "]},
+  ],
+)
+def test_questions_have_every_form_that_decoders_learn_from(tmp_path, asked):
+  found = write(tmp_path / "a.jsonl", {"text": "a ball"} | asked)
+  assert list(found) == ["a ball", "what colour?", "red"]
+  assert found.report() == []
+
+
+@pytest.mark.parametrize(
+  "asked",
+  [
+    {"questions": ["what colour?"]},
+    {"questions": "what colour?"},
+    {"questions": [QUESTION]},
+    {"questions": [QUESTION | {"answers": []}]},
+    {"questions": [QUESTION | {"answers": [True, float("nan")]}]},
+    {"questions": [{"question": ["what colour?"], "answers": ["red"]}]},
+    QUESTION,
+  ],
+)
+def test_questions_of_another_form_are_told_of(tmp_path, asked):
+  record = {"text": "a ball"}
+  found = write(tmp_path / "a.jsonl", record, record | asked, record | asked)
+  assert list(found) == ["a ball"] * 3
+  (line,) = found.report()
+  assert line.startswith("passed over: 2 questions without an answer, or of")
+  assert "; the first: record 1 of" in line and "what colour?" in line
+
+
+def test_what_is_passed_over_is_told(tmp_path, capsys):
+  path = tmp_path / "a.jsonl"
+  good, asked = {"text": "a red ball"}, QUESTION | {"answer": "red"}
+  write(path, *[good] * 20, {"text": " "}, {"text": 5}, {"caption": "x"}, asked)
+  out = str(tmp_path / "x.model")
+  main(["train", f"jsonl:{path}", "--output", out, "--vocab_size", "40"])
+  told = capsys.readouterr().err
+  assert "passed over: 3 records without a caption that is text; the f" in told
+  assert f"record 20 of jsonl:{path}: empty_caption" in told
+  # Told even where nothing is left to learn from.
+  write(path, {"text": " "})
+  with pytest.raises(SystemExit, match="there is no caption to learn"):
+    main(["train", f"jsonl:{path}", "--output", f"{out}2"])
+  assert "passed over: 1 records" in capsys.readouterr().err
 
 
 def test_overwrites_only_when_told(tmp_path, capsys):

@@ -6,8 +6,7 @@ import pytest
 import sentencepiece
 
 from aced.config import ConfigError
-from aced.data.sources import open_source
-from aced.data.tokenizers import load, train_sentencepiece
+from aced.data.tokenizers import load
 from tests.data.tokenizers import models
 
 PAD, END, START = 0, 1, 2
@@ -164,31 +163,3 @@ def test_refuses_by_name(specs, letters, tmp_path):
   with pytest.raises(ConfigError, match=r"no id that fills up a text \(pad_id"):
     load(f"sentencepiece:{bare}?eos=none", 16)
   assert load(f"sentencepiece:{bare}?eos=none&pad=3", 16).eos is None
-
-
-def test_trains_a_model_that_fits_its_captions(tmp_path):
-  path = tmp_path / "a" / "scenes.model"
-  pieces = train_sentencepiece(models.captions(), path, 200, model_type="bpe")
-  tokenizer = load(f"sentencepiece:{path}", 16)
-  assert 100 <= tokenizer.vocab_size == pieces <= 200
-  source = open_source("synthetic:val?size=200")
-  texts = [source.fields(i)["text"] for i in range(200)]
-  ids = tokenizer(texts)
-  # SigLIP's padding: whatever the length, the last id is the end.
-  assert (ids[:, -1] == tokenizer.eos).all() and tokenizer.eos == END
-  # The captions of the built-in set fit the sixteen ids of its configs.
-  assert np.mean((ids == END).sum(axis=1) == 1) < 0.1
-  again = tmp_path / "b" / "again.model"
-  train_sentencepiece(iter(models.captions()), again, 200, model_type="bpe")
-  assert again.read_bytes() == path.read_bytes()
-  assert [p.name for p in again.parent.iterdir()] == ["again.model"]
-
-
-def test_training_refuses_what_it_cannot_learn(tmp_path):
-  for captions, message in (
-    (["a few words"] * 9, "vocab_size=5 does not fit"),
-    ([], "there is no caption to learn pieces from"),
-  ):
-    with pytest.raises(ConfigError, match=message):
-      train_sentencepiece(captions, tmp_path / "x", 5)
-  assert not (tmp_path / "x").exists()
