@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from aced import files
+from aced.models import refusals
 from aced.models.trees import ParamsError
 
 CHECKPOINTS = "checkpoints"
@@ -66,6 +67,8 @@ def find_checkpoint(where: str) -> tuple[pathlib.Path, int]:
   steps = saved_steps(folder)
   if not steps:
     begun = begun_steps(folder)
+    if not begun and (error := refusals.nothing(where)):
+      raise error
     cut = f"; {', '.join(map(str, begun))} were never finished" if begun else ""
     raise FileNotFoundError(
       f"no weights at {where!r}: expected an .npz file, a folder of Hugging"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aced import contents
 from aced.config import ConfigError
 
 
@@ -120,6 +121,16 @@ class Tokenizer(ABC):
       raise self._error(
         f"cannot read {path}: {error.strerror}; {advice}"
       ) from error
+
+  def _wrong_file(self, path: Any, wanted: str, problem: Any) -> ConfigError:
+    """The error for a file that is there and is not what is wanted."""
+    path = pathlib.Path(path).expanduser()
+    found = contents.describe(path) if path.is_file() else ""
+    return self._error(
+      f"{path} is not {wanted} but {found}."
+      if found
+      else f"{path} is not {wanted}: {problem}"
+    )
 
   @property
   @abstractmethod

@@ -83,8 +83,9 @@ class HuggingFace(Tokenizer):
         " others; give one or the other."
       )
     file = pathlib.Path(path).expanduser()
+    self._path = file / "tokenizer.json" if file.is_dir() else file
     self._file = self._read(
-      file / "tokenizer.json" if file.is_dir() else file,
+      self._path,
       "it is the tokenizer.json that comes with a model of Hugging Face.",
     )
     self._set_tokens(special, bos, end, pad)
@@ -151,9 +152,10 @@ class HuggingFace(Tokenizer):
     try:
       return library.Tokenizer.from_buffer(self._file)
     except ValueError as error:
-      raise self._error(
-        "the file is not a tokenizer.json that the package tokenizers reads:"
-        f" {error}"
+      raise self._wrong_file(
+        self._path,
+        "a tokenizer.json that the package tokenizers reads",
+        error,
       ) from error
 
   @functools.cached_property

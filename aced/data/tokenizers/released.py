@@ -3,16 +3,23 @@
 import json
 import os
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
+from aced import contents
 from aced.config import ConfigError
 from aced.data.tokenizers.base import write_spec
 from aced.data.tokenizers.loading import load_tokenizer
+from aced.data.tokenizers.texts import Clean
 
 FILE = "tokenizer.json"
 OWN = "tokenizer_config.json"
 MODEL = "config.json"
+OPEN_CLIP = "open_clip_config.json"
+# Options of open_clip's tokenizers that do nothing where they are not set.
+_OFF = ("strip_sep_token", "reduction_mask", "language")
+_OFF += ("additional_special_tokens",)
 MERGES = ("vocab.json", "merges.txt")
 PIECES = ("spiece.model", "tokenizer.model")
 # The class of a model's tokenizer, where the folder names none.
@@ -48,6 +55,11 @@ def find(folder: str | os.PathLike, text_length: int) -> str:
   written out in a text is text here; and "_", which SiglipTokenizer takes out,
   is a space (see `texts.prepare`).
 
+  Of a folder with `open_clip_config.json` they are those of open_clip, which
+  cleans texts first as its option `clean` says, "whitespace" by default; and
+  where it names no tokenizer of Hugging Face, cuts them by CLIP's vocabulary,
+  in lower case, and fills up with 0.
+
   Args:
     folder: of the model. `tokenizer_config.json` says which class the tokenizer
       is of, and if it does not, `config.json` which model.
@@ -57,6 +69,15 @@ def find(folder: str | os.PathLike, text_length: int) -> str:
     ConfigError: there is no tokenizer, or one that cannot be followed.
   """
   folder = pathlib.Path(folder).expanduser()
+  if (folder / OPEN_CLIP).is_file():
+    return _of_open_clip(folder, text_length)
+  spec = _of_transformers(folder, {})
+  load_tokenizer(spec, text_length)
+  return spec
+
+
+def _of_transformers(folder: pathlib.Path, over: Mapping[str, Any]) -> str:
+  """The spec of a folder's tokenizer; `over` is said in the place of files."""
   own, model = _json(folder / OWN), _json(folder / MODEL)
   kind = own.get("tokenizer_class") or model.get("tokenizer_class")
   kind = str(kind or CLASSES.get(model.get("model_type"), ""))
@@ -65,16 +86,59 @@ def find(folder: str | os.PathLike, text_length: int) -> str:
     kind = SIGLIP2  # transformers 5 takes it, whatever the folder says.
   there = [name for name in (FILE, *PIECES) if (folder / name).is_file()]
   if kind == SIGLIP and PIECES[0] in there:
-    spec = _siglip(folder / PIECES[0], _stated(folder, kind, own, {}))
+    spec = _siglip(folder / PIECES[0], _stated(folder, kind, own, {}, over))
   elif FILE in there and kind != SIGLIP:
     file = _json(folder / FILE)
-    spec = _file(folder / FILE, kind, _stated(folder, kind, own, file))
+    stated = _stated(folder, kind, own, file, over)
+    _check_case(folder, stated, file)
+    spec = _file(folder / FILE, kind, stated)
   elif there and kind in ("GemmaTokenizer", SIGLIP2):
-    spec = _gemma(folder / there[0], kind, _stated(folder, kind, own, {}))
+    stated = _stated(folder, kind, own, {}, over)
+    spec = _gemma(folder / there[0], kind, stated)
   else:
     raise _missing(folder, kind)
+  return spec
+
+
+def _of_open_clip(folder: pathlib.Path, text_length: int) -> str:
+  """The spec of the tokenizer of a folder of open_clip."""
+  config = _json(folder / OPEN_CLIP)
+  text = (config.get("model_cfg") or {}).get("text_cfg") or {}
+  options = dict(text.get("tokenizer_kwargs") or {})
+  options.pop("trust_remote_code", None)
+  named = bool(text.get("hf_tokenizer_name"))
+  clean = options.pop("clean", None) or ("whitespace" if named else "lower")
+  options = {k: v for k, v in options.items() if v or k not in _OFF}
+  if text.get("tokenizer_mode"):
+    options["tokenizer_mode"] = text["tokenizer_mode"]
+  if clean not in typing.get_args(Clean):
+    options["clean"] = clean
+  if options:
+    found = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    raise ConfigError(
+      f"{folder / OPEN_CLIP}: text_cfg says {found} of the tokenizer, which is"
+      " not done here and changes ids; give tokenizer= of one that does the"
+      " same."
+    )
+  # open_clip fills up at the right, whatever the files say.
+  over = {"clean": clean, "padding_side": "right"}
+  if not named:
+    over["pad_token"] = _first_of_clip(folder)
+  spec = _of_transformers(folder, over)
   load_tokenizer(spec, text_length)
   return spec
+
+
+def _first_of_clip(folder: pathlib.Path) -> str:
+  """The token 0 of CLIP's vocabulary, with which open_clip fills up rows."""
+  model = _json(folder / FILE).get("model") or {}
+  if model.get("end_of_word_suffix") != "</w>":
+    raise ConfigError(
+      f"{folder / OPEN_CLIP} has no hf_tokenizer_name: open_clip cuts these"
+      f" texts by CLIP's own vocabulary, which {folder / FILE} is not; give"
+      " tokenizer=clip:path/to/bpe_simple_vocab_16e6.txt.gz."
+    )
+  return next(t for t, index in model["vocab"].items() if index == 0)
 
 
 def _json(path: pathlib.Path) -> Mapping[str, Any]:
@@ -84,7 +148,7 @@ def _json(path: pathlib.Path) -> Mapping[str, Any]:
   except FileNotFoundError:
     return {}
   except ValueError as error:
-    raise ConfigError(f"{path} is not JSON: {error}.") from error
+    raise ConfigError(f"{path} {contents.not_json(path, error)}.") from error
   if not isinstance(found, dict):
     raise ConfigError(f"{path} is no table of options.")
   return found
@@ -112,12 +176,14 @@ def _stated(
   kind: str,
   own: Mapping[str, Any],
   file: Mapping[str, Any],
+  over: Mapping[str, Any],
 ) -> dict[str, Any]:
   """What holds of a tokenizer: names of tokens, sides, what is added."""
-  padding = file.get("padding") or {}
+  padding, truncation = (file.get(k) or {} for k in ("padding", "truncation"))
   stated = {
     "pad_token": padding.get("pad_token"),
     "padding_side": str(padding.get("direction") or "").lower(),
+    "truncation_side": str(truncation.get("direction") or "").lower(),
   }
   found = DEFAULTS.get(kind, {}) | {k: v for k, v in stated.items() if v}
   for table in (_json(folder / "special_tokens_map.json"), own):
@@ -125,6 +191,7 @@ def _stated(
       if value is not None:
         name = value.get("content") if isinstance(value, dict) else value
         found[key] = name if key.endswith("_token") else value
+  found |= over
   for key in ("padding_side", "truncation_side"):
     if found.get(key, "right") != "right":
       raise ConfigError(
@@ -147,6 +214,7 @@ def _siglip(path: pathlib.Path, stated: Mapping[str, Any]) -> str:
     path,
     style="siglip",
     canonical=True,
+    clean=stated.get("clean"),
     pad=None if pad == end else _piece(path, pad),
   )
 
@@ -154,7 +222,11 @@ def _siglip(path: pathlib.Path, stated: Mapping[str, Any]) -> str:
 def _piece(path: pathlib.Path, name: str) -> int:
   import sentencepiece
 
-  model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+  try:
+    model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+  except RuntimeError as error:
+    found = contents.describe(path) or f"no sentencepiece model: {error}"
+    raise ConfigError(f"{path} is {found}.") from error
   found = model.piece_to_id(name)
   if model.id_to_piece(found) != name:
     raise ConfigError(f"{path} has no piece {name!r}, which {OWN} pads with.")
@@ -171,7 +243,22 @@ def _file(path: pathlib.Path, kind: str, stated: Mapping[str, Any]) -> str:
   lower = "1" if kind == SIGLIP2 else None
   # The file says which tokens are put around a text, and nothing else does:
   # transformers follows no add_bos_token or add_eos_token beside a file.
-  return write_spec("hf", path, lower=lower, special=True, pad=pad)
+  clean = stated.get("clean")
+  return write_spec("hf", path, lower=lower, clean=clean, special=True, pad=pad)
+
+
+def _check_case(
+  folder: pathlib.Path, stated: Mapping[str, Any], file: Mapping[str, Any]
+) -> None:
+  """Refuses a file of BERT's kind that its class puts in another case."""
+  normalizer = file.get("normalizer") or {}
+  said, done = stated.get("do_lower_case"), normalizer.get("lowercase")
+  bert = normalizer.get("type") == "BertNormalizer"
+  if bert and said is not None and bool(said) != bool(done):
+    raise ConfigError(
+      f"{folder / OWN}: do_lower_case={said}, and {FILE} has lowercase={done};"
+      " make them agree, or give tokenizer=."
+    )
 
 
 def _gemma(path: pathlib.Path, kind: str, stated: Mapping[str, Any]) -> str:
@@ -179,6 +266,7 @@ def _gemma(path: pathlib.Path, kind: str, stated: Mapping[str, Any]) -> str:
     "sentencepiece",
     path,
     style="siglip2",
+    clean=stated.get("clean"),
     lower="1" if kind == SIGLIP2 else "0",
     bos=bool(stated.get("add_bos_token")),
     eos="sticky" if stated.get("add_eos_token") else "none",

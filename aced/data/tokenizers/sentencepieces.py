@@ -89,8 +89,7 @@ class SentencePiece(Tokenizer):
     try:
       self.vocab_size = self._processor.get_piece_size()
     except RuntimeError as error:
-      problem = f"{path} is not a sentencepiece model: {error}"
-      raise self._error(problem) from error
+      raise self._wrong_file(path, "a sentencepiece model", error) from error
     rule = STYLES[style] | {k: v for k, v in given.items() if v is not None}
     self.lower, self.canonical = rule["lower"], bool(canonical)
     self.clean = clean

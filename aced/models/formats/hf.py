@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aced import contents
+from aced.models import refusals
 from aced.models.formats import folding, layout, preprocessing, tensors
 from aced.models.formats.layout import HEADS, Rule
 from aced.models.formats.weights import Weights, check_fields
@@ -166,12 +168,10 @@ def _read_config(path):
     whole = json.loads(path.read_text("utf-8"))
     kind = whole.get("model_type")
   except (ValueError, AttributeError) as error:
-    raise ParamsError(f"{path} is no config of a model: {error}") from error
+    found = contents.not_json(path, error)
+    raise ParamsError(f"{path} is no config of a model: it {found}") from error
   if kind not in DEFAULTS:
-    raise ParamsError(
-      f"{path}: model_type={kind!r} cannot be read; expected one of"
-      f" {', '.join(DEFAULTS)}."
-    )
+    raise refusals.unknown_config(path, whole, DEFAULTS)
   vision, text = (
     {**default, **(whole.get(key) or {})}
     for default, key in zip(DEFAULTS[kind], ("vision_config", "text_config"))

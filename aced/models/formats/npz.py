@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from aced.files import whole
+from aced.models import refusals
 from aced.models.trees import ParamsError, flatten, unflatten
 
 # What numpy and zipfile raise on a damaged archive.
@@ -35,29 +36,23 @@ def load_npz(path: str | os.PathLike, subtree: str = "") -> dict[str, Any]:
   """
   path = pathlib.Path(path)
   if not path.exists():
-    raise FileNotFoundError(f"no weights at {path}; check the path.")
+    raise refusals.no_file(path)
   if not zipfile.is_zipfile(path):
     # numpy would take any other file for a pickle, a Git LFS pointer too.
-    raise ParamsError(
-      f"{path} is not a whole .npz file: no zip archive; fetch it again."
-    )
+    raise refusals.not_whole(path, ".npz", "no zip archive")
   try:
     # Opened here, since numpy leaves a damaged archive's file open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       flat = {name: _recover(archive[name]) for name in archive.files}
   except ValueError as error:
     if "allow_pickle" not in str(error):
-      raise ParamsError(
-        f"{path} is not a whole .npz file: {error}; fetch it again."
-      ) from error
+      raise refusals.not_whole(path, ".npz", error) from error
     raise ParamsError(
       f"{path} holds pickled objects, which are never loaded as they can run"
       f" code; save plain arrays instead. ({error})"
     ) from error
   except DAMAGED as error:
-    raise ParamsError(
-      f"{path} is not a whole .npz file: {error}; fetch it again."
-    ) from error
+    raise refusals.not_whole(path, ".npz", error) from error
   for prefix in PREFIXES:
     inside = {
       k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)

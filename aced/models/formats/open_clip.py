@@ -12,28 +12,46 @@ from typing import Any
 
 import numpy as np
 
+from aced import contents
 from aced.models import variants
-from aced.models.formats import folding, layout, tensors
+from aced.models.formats import folding, layout, preprocessing, tensors
 from aced.models.formats.layout import HEADS, Rule
 from aced.models.formats.weights import Weights, check_fields
 from aced.models.trees import ParamsError
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-# Options that our towers have, by tower; any other that is set is refused.
+# Options that are followed; any other that is set is refused, but for those of
+# `HARMLESS` and the values of `STANDARD`.
+MODEL = ("embed_dim", "vision_cfg", "text_cfg", "custom_text", "quick_gelu")
+MODEL += ("init_logit_bias",)
 VISION = ("image_size", "layers", "width", "head_width", "mlp_ratio")
 VISION += ("patch_size", "act_kwargs", "norm_kwargs", "pool_type", "no_ln_pre")
 VISION += ("timm_model_name", "timm_pool", "timm_proj")
 TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
 TEXT += ("no_causal_mask", "pool_type", "proj_bias", "act_kwargs")
 TEXT += ("norm_kwargs",)
-# Those that say how weights are trained or texts are cut, not what is computed.
-HARMLESS = ("patch_dropout", "timm_model_pretrained", "timm_drop")
-HARMLESS += ("timm_drop_path", "hf_tokenizer_name", "tokenizer_mode")
-HARMLESS += ("tokenizer_kwargs", "pad_id", "eos_id", "output_tokens")
-HARMLESS += ("attn_pooler_queries", "attn_pooler_heads", "hf_model_pretrained")
-HARMLESS += ("hf_proj_type", "hf_pooler_type", "timm_proj_bias")
-# What stands for an option that is not set.
-UNSET = (None, False, "", "linear", "learnable", "default")
+# Options that change no embedding, and why.
+HARMLESS = (
+  # Training alone.
+  *("patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained"),
+  *("init_logit_scale", "nonscalar_logit_scale", "output_dict"),
+  # What is returned beside the embedding.
+  "output_tokens",
+  # They belong to options that are refused: attentional_pool, timm_proj,
+  # hf_model_name, embed_cls and pool_type "eos", tokenizer_type.
+  *("attn_pooler_queries", "attn_pooler_heads", "timm_proj_bias"),
+  *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+  *("pad_id", "eos_id", "bos_id", "tiktoken_name"),
+  # `tokenizers.released` follows them, or refuses them by name.
+  *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
+)
+# What open_clip has where an option is left out, as far as that is not false.
+STANDARD = {
+  "text_arch": "clip",
+  "block_type": "default",
+  "pos_embed_type": "learnable",
+  "proj_type": "linear",
+}
 # timm's SigLIP towers that have the tanh form of GELU; the others are exact.
 TANH = re.compile(
   r"base_patch32|large_patch16_siglip_(gap_)?512|so400m_patch16|giantopt"
@@ -42,7 +60,14 @@ TANH = re.compile(
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 IGNORED = ("attn_mask",)
-RESIZE = {"bilinear": "bilinear", "bicubic": "bicubic"}
+# How a picture that is no square becomes one -> what ours, squashed, is not.
+MODES = {
+  "squash": "",
+  "shortest": "cut out of the middle",
+  "longest": "filled up at two sides",
+}
+# "random" is of training; open_clip then takes the other two as here.
+RESIZE = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bicubic"}
 
 
 def read(path: pathlib.Path) -> Weights:
@@ -66,15 +91,16 @@ def read(path: pathlib.Path) -> Weights:
   held = tensors.read(file)
   vision, text = model["vision_cfg"], model["text_cfg"]
   timm = vision.get("timm_model_name")
+  _check(folder / CONFIG, "model_cfg", model, MODEL)
   _check(folder / CONFIG, "vision_cfg", vision, VISION)
   _check(folder / CONFIG, "text_cfg", text, TEXT)
   gelu = "quick_gelu" if model.get("quick_gelu") else "gelu"
-  txt = _text_tower(text, gelu)
+  txt = _text_tower(text, gelu, folder / CONFIG)
   if timm:
     image = _timm_tower(folder, vision, held)
     rules = [*timm_rules(image), *_text(txt, "text.", text.get("proj_bias"))]
   else:
-    image = _clip_tower(vision, gelu)
+    image = _clip_tower(vision, gelu, folder / CONFIG)
     inside = "text." if model.get("custom_text") else ""
     rules = [*clip_rules(image), *_text(txt, inside, text.get("proj_bias"))]
   rules.append(Rule("logit_scale", ("t",), "scalar"))
@@ -85,11 +111,11 @@ def read(path: pathlib.Path) -> Weights:
   params = folding.biases(layout.read(held, rules, IGNORED))
   if not timm:
     params = folding.class_token(params)
-  mean, std = preprocess.get("mean", MEAN), preprocess.get("std", STD)
+  pixels = _pixels(folder / CONFIG, preprocess)
   return Weights(
     kind="open_clip's " + ("SigLIP" if timm else "CLIP"),
     where=path,
-    params=folding.pixels(params, tuple(mean), tuple(std)),
+    params=folding.pixels(params, pixels["mean"], pixels["std"]),
     config={
       "model": "two_towers",
       "image": image,
@@ -99,7 +125,7 @@ def read(path: pathlib.Path) -> Weights:
     },
     image_size=_square(vision.get("image_size", 224)),
     text_length=text.get("context_length", 77),
-    resize=RESIZE.get(preprocess.get("interpolation", "bicubic"), ""),
+    resize=pixels["resize"],
   ).fitted()
 
 
@@ -194,21 +220,53 @@ def _read_config(path):
     if not all(isinstance(model[k], dict) for k in ("vision_cfg", "text_cfg")):
       raise TypeError("vision_cfg and text_cfg must be tables")
     return model, whole.get("preprocess_cfg") or {}
-  except (ValueError, KeyError, TypeError) as error:
+  except UnicodeDecodeError as error:
+    raise ParamsError(f"{path} {contents.not_json(path, error)}") from error
+  except json.JSONDecodeError as error:
+    raise ParamsError(f"{path} {contents.not_json(path, error)}") from error
+  except (KeyError, TypeError) as error:
     raise ParamsError(f"{path} is no config of open_clip: {error!r}") from error
 
 
 def _check(path, name, given, known):
   """Refuses options that our towers do not have."""
   for key, value in given.items():
-    if key not in known + HARMLESS and value not in UNSET:
+    unset = not value or STANDARD.get(key) == value
+    if key not in known + HARMLESS and not unset:
       raise ParamsError(
         f"{path}: {name}.{key}={value!r} is an option that our towers do not"
         " have; these weights cannot be read."
       )
 
 
-def _text_tower(text, gelu):
+def _pixels(path, given):
+  """`mean`, `std` and `resize` of a preprocess_cfg; null is what is left out.
+
+  The size is that of the image tower, as in open_clip.
+  """
+  found = {key: value for key, value in given.items() if value is not None}
+  resize, mode = found.get("interpolation", "bicubic"), found.get("resize_mode")
+  for name, value, known in (
+    ("interpolation", resize, RESIZE),
+    ("resize_mode", mode, (None, "", *MODES)),
+    ("mode", found.get("mode", "RGB"), ("RGB",)),
+  ):
+    if value not in known:
+      raise ParamsError(
+        f"{path}: preprocess_cfg.{name}={value!r} cannot be read; expected one"
+        f" of {', '.join(filter(None, known))}."
+      )
+  preprocessing.warn_of_shape(path, MODES[mode or "shortest"])
+  three = {}
+  for name, usual in (("mean", MEAN), ("std", STD)):
+    value = found.get(name) or usual
+    three[name] = tuple(
+      value if isinstance(value, list | tuple) else [value] * 3
+    )
+  return three | {"resize": RESIZE[resize]}
+
+
+def _text_tower(text, gelu, path=CONFIG):
   width = text.get("width", 512)
   pool = text.get("pool_type", "argmax")
   if pool not in ("argmax", "last", "first"):
@@ -224,11 +282,11 @@ def _text_tower(text, gelu):
     "vocab_size": text.get("vocab_size", 49_408),
     "pool_type": pool,
     "causal": not text.get("no_causal_mask", False),
-    **_forms(text, gelu),
+    **_forms(path, "text_cfg", text, gelu),
   }
 
 
-def _clip_tower(vision, gelu):
+def _clip_tower(vision, gelu, path=CONFIG):
   if vision.get("pool_type", "tok") != "tok":
     raise ParamsError(
       f"vision_cfg.pool_type={vision['pool_type']!r} cannot be read; expected"
@@ -243,7 +301,7 @@ def _clip_tower(vision, gelu):
     "patch_size": (_square(vision.get("patch_size", 16)),) * 2,
     "pool_type": "tok",
     "pre_norm": not vision.get("no_ln_pre", False),
-    **_forms(vision, gelu),
+    **_forms(path, "vision_cfg", vision, gelu),
   }
 
 
@@ -257,6 +315,12 @@ def _timm_tower(folder, vision, held):
       f"{folder / CONFIG}: vision_cfg.timm_model_name={name!r} with"
       f" timm_pool={pool!r} cannot be read; expected one of timm's SigLIP"
       f" towers with timm_pool {' or '.join(pools)}."
+    )
+  if vision.get("timm_proj", "linear") != "none":
+    raise ParamsError(
+      f"{folder / CONFIG}: vision_cfg.timm_proj="
+      f"{vision.get('timm_proj', 'linear')!r} cannot be read; expected none, as"
+      " of SigLIP, whose image tower ends without a projection."
     )
   kernel = held.get("visual.trunk.patch_embed.proj.weight", np.zeros((0,) * 4))
   hidden = held.get("visual.trunk.blocks.0.mlp.fc1.bias", np.zeros(0))
@@ -284,13 +348,22 @@ def _timm_tower(folder, vision, held):
   }
 
 
-def _forms(tower, gelu):
+def _forms(path, name, tower, gelu):
   """Activation and epsilon of a tower of open_clip's own."""
-  approximate = (tower.get("act_kwargs") or {}).get("approximate", "none")
+  act, norm = (tower.get(f"{part}_kwargs") or {} for part in ("act", "norm"))
+  approximate = act.get("approximate", "none")
+  if {*act} - {"approximate"} or approximate not in ("none", "tanh"):
+    raise ParamsError(
+      f"{path}: {name}.act_kwargs={act!r} cannot be read; expected approximate"
+      " alone, none or tanh."
+    )
+  if {*norm} - {"eps"}:
+    raise ParamsError(
+      f"{path}: {name}.norm_kwargs={norm!r} cannot be read; expected eps alone."
+    )
   if gelu == "gelu" and approximate == "tanh":
     gelu = "gelu_tanh"
-  eps = (tower.get("norm_kwargs") or {}).get("eps", 1e-5)
-  return {"activation": gelu, "norm_eps": float(eps)}
+  return {"activation": gelu, "norm_eps": float(norm.get("eps", 1e-5))}
 
 
 def _square(size):

@@ -7,6 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
+from aced import contents
 from aced.models.trees import ParamsError
 
 FILE = "preprocessor_config.json"
@@ -28,6 +31,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
   },
 }
+# Steps that are done here, or need not be: ours are RGB, and of the size.
+STEPS = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
+STEPS += ("do_convert_rgb",)
 _SUFFIXES = ("Fast", "Pil", "ImageProcessor", "FeatureExtractor")
 
 
@@ -64,6 +70,18 @@ def read_processor(folder: str | os.PathLike) -> dict[str, Any]:
       f" do_rescale={found.get('do_rescale', True)}; only pixels that are"
       " divided by 255 can be read."
     )
+  odd = [k for k, v in found.items() if k.startswith("do_") and v]
+  odd = [k for k in odd if k not in STEPS]
+  if odd:
+    raise ParamsError(
+      f"{path}: {odd[0]}={found[odd[0]]!r} is not done here; expected none but"
+      f" {', '.join(STEPS)}."
+    )
+  # A size of two sides is squashed to; cutting the same out changes nothing.
+  cut = found.get("do_center_crop") and found.get("size") != found.get(
+    "crop_size"
+  )
+  warn_of_shape(path, "cut out of the middle" if cut else "")
   try:
     moments = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if found.get("do_normalize", True):
@@ -83,6 +101,22 @@ def read_processor(folder: str | os.PathLike) -> dict[str, Any]:
     ) from error
 
 
+def warn_of_shape(path: pathlib.Path, shape: str) -> None:
+  """Warns of pictures that came to the model in another shape than here.
+
+  Args:
+    path: of the file that says so.
+    shape: how theirs became squares, "" where they were squashed as ours are.
+  """
+  if shape:
+    logging.warning(
+      "%s: pictures that are no squares were %s there; here they are squashed,"
+      " and are embedded otherwise. Cut them first where that matters.",
+      path,
+      shape,
+    )
+
+
 def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Mapping[str, Any]]:
   """The file, and the table in it that tells of pictures."""
   for name in (FILE, NESTED):
@@ -92,7 +126,8 @@ def _read(folder: pathlib.Path) -> tuple[pathlib.Path, Mapping[str, Any]]:
     except FileNotFoundError:
       continue
     except ValueError as error:
-      raise ParamsError(f"{path} is not JSON: {error}.") from error
+      found = contents.not_json(path, error)
+      raise ParamsError(f"{path} {found}.") from error
     if name == NESTED and isinstance(found, dict):
       found = found.get("image_processor")
       if found is None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import ml_dtypes  # noqa: F401 (numpy knows bfloat16 by it)
 import numpy as np
 
+from aced import contents
 from aced.files import whole
+from aced.models import refusals
 from aced.models.trees import ParamsError
 
 INDEX = ".index.json"
@@ -33,13 +35,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     shards = json.loads(index.read_text("utf-8"))["weight_map"]
     wanted = sorted(set(shards.values()))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ParamsError(f"{index} is no index of safetensors: {error!r}") from (
+    found = contents.not_json(index, repr(error))
+    raise ParamsError(f"{index} is no index of safetensors: it {found}") from (
       error
     )
-  tensors = {}
   for name in wanted:
     if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
       raise ParamsError(f"{index} names a shard outside its folder: {name!r}.")
+  absent = [n for n in wanted if not path.with_name(n).exists()]
+  if absent:
+    raise refusals.no_file(path, absent)
+  tensors = {}
+  for name in wanted:
     tensors |= _read_one(path.with_name(name))
   missing = sorted(set(shards) - set(tensors))
   if missing:
@@ -73,7 +80,7 @@ def package():
 def _read_one(path):
   safetensors = package()
   if not path.exists():
-    raise FileNotFoundError(f"no weights at {path}; check the path.")
+    raise refusals.no_file(path)
   try:
     return dict(safetensors.numpy.load_file(path))
   except (AttributeError, TypeError) as error:
@@ -81,6 +88,4 @@ def _read_one(path):
       f"{path} has tensors of a type that cannot be read: {error}."
     ) from error
   except (safetensors.SafetensorError, ValueError, OSError) as error:
-    raise ParamsError(
-      f"{path} is not a whole safetensors file: {error}; fetch it again."
-    ) from error
+    raise refusals.not_whole(path, "safetensors", error) from error
