@@ -353,7 +353,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.define_flags(together=True)
+  command.define_flags(ours=True, together=True)
   flags.DEFINE_string("model", "reference", "A name in config.frozen.")
   flags.DEFINE_string("output", None, "Folder of the cache.")
   flags.DEFINE_integer("batch_size", 256, "Records at a time, per process.")

@@ -298,7 +298,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.define_flags()
+  command.define_flags(ours=True)
   flags.DEFINE_string("topology", chips.LOCAL, "local, or such as v5e:16x16.")
   flags.DEFINE_float("examples", None, "Trained in the whole run.")
   flags.DEFINE_float("mfu", DEFAULT_MFU, "Share of peak FLOP/s reached.")

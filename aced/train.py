@@ -177,7 +177,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command.define_flags(together=True)
+  command.define_flags(ours=True, together=True)
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.mark_flag_as_required("workdir")
   command.run(main)

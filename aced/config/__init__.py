@@ -18,6 +18,7 @@ _MODULES = {
   "differences": "plain",
   "flatten": "plain",
   "to_plain": "plain",
+  "complete": "resolving",
   "loaded_size": "resolving",
   "resolve": "resolving",
 }

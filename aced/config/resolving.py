@@ -23,9 +23,7 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
   Raises:
     ConfigError: naming the key, its value, what was expected and what to do.
   """
-  resolved = default()
-  with resolved.unlocked():
-    _merge(resolved, config)
+  resolved = complete(config)
   check_choices(resolved)
   check_ranges(resolved)
   try:
@@ -41,7 +39,19 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
     raise ConfigError(f"curation: {error}") from error
   check_decoder(resolved)
   check_roles(resolved)
-  return lock(resolved)
+  return resolved
+
+
+def complete(config: Mapping[str, Any]) -> ConfigDict:
+  """Returns a config over the defaults: every key, each of its type.
+
+  Raises:
+    ConfigError: a key that is not known, or a value of another type.
+  """
+  completed = default()
+  with completed.unlocked():
+    _merge(completed, config)
+  return lock(completed)
 
 
 def loaded_size(config: ConfigDict) -> int:
@@ -91,6 +101,8 @@ def _merge(into, given, path=""):
 def _assign(into, key, value, name):
   """Sets one value, naming the key and both types where they differ."""
   try:
+    if value is None and into.get(key) is not None:
+      raise TypeError("this key has a value in every config")
     into[key] = value
   except TypeError as error:
     want = into.get_type(key)

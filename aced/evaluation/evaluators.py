@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from aced.evaluation.association import Association
 from aced.evaluation.evaluator import Evaluator, read_field
 from aced.evaluation.outcomes import Classified, Retrieved
 from aced.evaluation.retrieval import check_ks, retrieval_ranks
+from aced.models.build import fits, type_name
 
 # Where a line of a text ends.
 _LINES = re.compile(r"[\r\n]")
@@ -306,7 +308,8 @@ def check_table(
     The type, and the rest of the table.
 
   Raises:
-    ConfigError: an unknown type or key, or one that is missing.
+    ConfigError: an unknown type or key, one that is missing, or a value of
+      another type.
   """
   given = dict(config)
   where = f"config.evals.{name}"
@@ -316,14 +319,17 @@ def check_table(
       f"{where}.type={kind!r} is not known here; it is one of"
       f" {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
     )
-  parameters = inspect.signature(kinds[kind]).parameters.values()
-  known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"name"}
-  known.add("source")
-  for key in given:
+  known = {"source": str, **fields_of(kinds[kind])}
+  for key, value in given.items():
     if key not in known:
       raise ConfigError(
         f"{where}.{key} is not a known key of {kind}.{did_you_mean(key, known)}"
         f" Known here: {', '.join(sorted(known))}."
+      )
+    if not fits(value, known[key]):
+      raise ConfigError(
+        f"{where}.{key}={value!r} is of type {type(value).__name__}; expected"
+        f" {type_name(known[key])}."
       )
   if "source" not in given:
     raise ConfigError(
@@ -331,6 +337,17 @@ def check_table(
       " 'jsonl:path/test.jsonl'."
     )
   return kind, given
+
+
+def fields_of(kind: type) -> dict[str, Any]:
+  """What the table of an evaluator may set, and of which type."""
+  hints = typing.get_type_hints(kind.__init__)
+  parameters = inspect.signature(kind).parameters.values()
+  return {
+    p.name: hints[p.name]
+    for p in parameters
+    if p.kind is p.KEYWORD_ONLY and p.name != "name"
+  }
 
 
 def open_table(

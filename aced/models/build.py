@@ -5,6 +5,7 @@ import difflib
 import importlib.metadata
 import types
 import typing
+from collections import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -156,9 +157,7 @@ def _check_widths(model):
 
 def _checked(module, given, where):
   """The fields, each known to the module and of its type."""
-  known = typing.get_type_hints(module)
-  own = [f.name for f in dataclasses.fields(module)]
-  own = [name for name in own if name not in ("parent", "name")]
+  own = field_types(module)
   for key, value in given.items():
     if key not in own:
       near = difflib.get_close_matches(key, own, n=1)
@@ -167,26 +166,56 @@ def _checked(module, given, where):
         f"{where}{key} is not a field of {module.__name__}; its fields are"
         f" {', '.join(own)}.{hint}"
       )
-    if not _fits(value, known[key]):
+    if not fits(value, own[key]):
       raise ValueError(
         f"{where}{key}={value!r} is of type {type(value).__name__}; expected"
-        f" {known[key]}."
+        f" {type_name(own[key])}."
       )
   return dict(given)
 
 
-def _fits(value, hint):
+def field_types(module: type[nn.Module]) -> dict[str, Any]:
+  """The fields of a module that a config may set, and their types."""
+  hints = typing.get_type_hints(module)
+  own = [field.name for field in dataclasses.fields(module)]
+  return {name: hints[name] for name in own if name not in ("parent", "name")}
+
+
+def type_name(hint: Any) -> str:
+  """A type as messages call it."""
+  return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def plain_type(hint: Any) -> type:
+  """The one type of what a declaration allows, beside None; else `object`.
+
+  Sequences are tuples, as configs have them.
+  """
+  origin = typing.get_origin(hint)
+  if origin in (typing.Union, types.UnionType):
+    inner = [h for h in typing.get_args(hint) if h is not types.NoneType]
+    return plain_type(inner[0]) if len(inner) == 1 else object
+  if origin in (tuple, abc.Sequence):
+    return tuple
+  return hint if hint in (bool, int, float, str) else object
+
+
+def fits(value: Any, hint: Any) -> bool:
   """Whether a value is of the type that a field is declared with."""
   origin = typing.get_origin(hint)
   if origin in (typing.Union, types.UnionType):
-    return any(_fits(value, h) for h in typing.get_args(hint))
+    return any(fits(value, h) for h in typing.get_args(hint))
+  if origin is abc.Sequence:
+    (inner,) = typing.get_args(hint)
+    listed = isinstance(value, list | tuple)
+    return listed and all(fits(v, inner) for v in value)
   if origin is tuple:
     inner = typing.get_args(hint)
     if not isinstance(value, tuple):
       return False
     if inner[-1] is Ellipsis:
-      return all(_fits(v, inner[0]) for v in value)
-    return len(value) == len(inner) and all(map(_fits, value, inner))
+      return all(fits(v, inner[0]) for v in value)
+    return len(value) == len(inner) and all(map(fits, value, inner))
   if origin is not None:
     return isinstance(value, origin)
   if hint is Any:

@@ -197,9 +197,16 @@ def draw_up(
     "total", config, batch_size=recipe.batch_size, data_size=data_size
   )
   views = views_lib.from_config(config)
-  student = build_model(config.student, vocab_sizes[views[STUDENT].labels])
+
+  def build(where, table, name):
+    try:
+      return build_model(table, vocab_sizes[views[name].labels])
+    except ValueError as error:
+      raise config_lib.ConfigError(_of_model(where, table, error)) from error
+
+  student = build("student", config.student, STUDENT)
   frozen_models = {
-    name: build_model(config.frozen[name], vocab_sizes[views[name].labels])
+    name: build(f"frozen.{name}", config.frozen[name], name)
     for name in recipe.frozen
     if name not in cached
   }
@@ -215,6 +222,17 @@ def draw_up(
     optimizer=make_optimizer(config, data_size, total_steps),
     total_steps=total_steps,
   )
+
+
+def _of_model(where, table, error) -> str:
+  """What is wrong with the model of a table of the config."""
+  if not (table.variant or table.image or table.text):
+    return (
+      f"config.{where} says nothing of its towers; set config.{where}.model="
+      f"'auto' to have them as the weights in its init (it is {table.init!r})"
+      " say, or its variant, or image and text."
+    )
+  return f"config.{where}: {error}"
 
 
 def _check_scoring(recipe, student, frozen_models, views) -> None:

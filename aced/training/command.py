@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from aced.config import ConfigError
 from aced.data import decoding
-from aced.training import distributed
+from aced.training import distributed, keys
 from aced.training.preemption import (
   EXIT_INTERRUPTED,
   Preempted,
@@ -34,11 +36,61 @@ ERRORS = (
 )
 
 
-def define_flags(*, config: bool = True, together: bool = False) -> None:
+class Refused(Exception):
+  """A config, or a key of it, that ends the command; its cause says why.
+
+  It is no ValueError, which absl would take for a flag that cannot be read.
+  """
+
+
+class _ConfigParser(ConfigFileFlagParser):
+  """Reads a config file, and makes room for the keys that are set by flags."""
+
+  def parse(self, path):
+    """Returns the config, complete."""
+    file = path.split(":")[0]
+    try:
+      if not os.path.isfile(file):
+        raise FileNotFoundError(f"--config={path}: there is no file {file!r}.")
+      arguments = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
+      return keys.complete(self._read(path), keys.named(arguments))
+    except (ConfigError, FileNotFoundError) as error:
+      raise Refused from error
+
+  def _read(self, path):
+    try:
+      return super().parse(path)
+    except ValueError as error:
+      # What the file raises is there with its trace for a message.
+      if isinstance(error.__context__, ConfigError):
+        raise error.__context__ from None
+      raise
+
+
+class _OrNone(flags.ArgumentParser):
+  """As another parser, with "None" for a key that is not to be set."""
+
+  def __init__(self, parser):
+    self._parser, self.syntactic_help = parser, parser.syntactic_help
+
+  def parse(self, argument):
+    """Returns the value."""
+    return None if argument == "None" else self._parser.parse(argument)
+
+  def flag_type(self):
+    """The name of the type, for --help."""
+    return self._parser.flag_type()
+
+
+def define_flags(
+  *, config: bool = True, ours: bool = False, together: bool = False
+) -> None:
   """Defines `--traceback`, which every command has, and what most have.
 
   Args:
     config: whether it reads a config; defines `--config`.
+    ours: whether that is a config of `aced.config`, any key of which can be set
+      by a flag; another has the flags of the keys that it holds.
     together: whether several processes may run it as one; defines the flags
       that tell them of each other.
   """
@@ -48,6 +100,13 @@ def define_flags(*, config: bool = True, together: bool = False) -> None:
       "config", None, "Config file, with words joined by commas after a colon."
     )
     flags.mark_flag_as_required("config")
+    if ours:
+      flags.FLAGS["config"].parser = _ConfigParser("config")
+      for kind, parser in (
+        (int, flags.IntegerParser()),
+        (float, flags.FloatParser()),
+      ):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
   if together:
     flags.DEFINE_string(
       "coordinator", None, "HOST:PORT where the first of several is to listen."
@@ -177,9 +236,10 @@ def _parse(argv):
   """As absl does; a key that a config has not is told in a line."""
   try:
     return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (Refused, AttributeError, KeyError, TypeError, ValueError) as error:
+    error = error.__cause__ if isinstance(error, Refused) else error
     if any(word.startswith("--traceback") for word in argv):
-      raise
+      raise error
     # ml_collections hands on the representation of another error.
     text = str(error).replace("\\n", " ").replace("\\'", "'").strip("\"'")
     sys.exit(f"{type(error).__name__}: {text}\n(--traceback shows where.)")

@@ -187,10 +187,15 @@ def _microbatch(most, whole, count) -> int:
   return max((k for k in sizes if whole % k == 0 and k < whole), default=0)
 
 
+def as_flags(changes: Mapping[str, Any]) -> list[str]:
+  """Changes of a config, `{key: value}`, as the command line takes them."""
+  return [f"--config.{key}={value}" for key, value in changes.items()]
+
+
 def _try(config, topology, changes) -> Advice:
   """Compiles a config with changes."""
   pairs = {k: v for change in changes.values() for k, v in change.items()}
-  text = " ".join(f"--config.{k}={v}" for k, v in pairs.items())
+  text = " ".join(as_flags(pairs))
   plain = config_lib.to_plain(config)
   for key, value in pairs.items():
     *path, last = key.split(".")

@@ -227,7 +227,7 @@ def test_built_from_tables_and_run_with_others():
     ({"limt": 3}, r"x\.limt is not.*mean 'limit'"),
     ({"name": "y"}, r"x\.name is not a known key"),
     ({"batch_size": 0}, r"x: batch_size=0"),
-    ({"batch_size": "4"}, r"x: batch_size='4'"),
+    ({"batch_size": "4"}, r"x\.batch_size='4' is of type str"),
     ({"limit": -1}, r"x: limit=-1"),
     ({"source": "synthetic:val?size=8"}, r"x: none of the 8 .* a question"),
     ({"source": "synthetic:vale"}, "Did you mean 'val'"),

@@ -16,7 +16,7 @@ def test_a_misspelt_key_is_told_in_a_line(repository, tmp_path, module):
     module=module,
   )
   assert code == 1
-  assert 'Did you mean "filter_ratio"' in text
+  assert "Did you mean 'filter_ratio'" in text
   assert "Traceback" not in text and len(text.splitlines()) <= 3
   assert not (tmp_path / "new").exists()
 
