@@ -56,17 +56,19 @@ def train(
     Preempted: a signal or a notice asked to stop, and the step is saved.
   """
   config, where = config_lib.resolve(config), workdir.checked(where)
+  if other := workdir.in_use(where):
+    say(f"{where} is in use by {other}, which is to end before this run begins")
   distributed.agree("version", versions.code())
   flat = config_lib.flatten(config)
   distributed.agree("config", {key: repr(flat[key]) for key in flat})
   run = (decoding if config.decoder.model else build).build(config)
   distributed.agree("data", run.identities)
   evaluate = make_evaluate(run)
-  for line in workdir.claim(where, run.config):
-    say(f"changed since this run began: {line}")
   policy = run.config.checkpoint
   with contextlib.ExitStack() as stack:
     stack.enter_context(workdir.held(where))
+    for line in workdir.claim(where, run.config):
+      say(f"changed since this run began: {line}")
     checkpoints = stack.enter_context(
       Checkpoints(
         where,
@@ -78,6 +80,12 @@ def train(
     start = checkpoints.latest() or 0
     state = run.init_state()
     again = ""  # What is logged once more for the step that was saved.
+    if start > run.total_steps:
+      raise workdir.WorkdirError(
+        f"{where} has a checkpoint of step {start}, and the run is to end at"
+        f" {run.total_steps}; raise config.total_*, or choose another"
+        " --workdir."
+      )
     if start:
       state = checkpoints.restore(start, state, run.identities)
       saved = checkpoints.metadata(start)

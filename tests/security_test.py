@@ -18,6 +18,7 @@ from aced.data import cache
 from aced.data.records import SourceError
 from aced.data.sources import open_source
 from aced.data.tokenizers import load_tokenizer
+from aced.files import seal
 from aced.models import params
 from aced.training import workdir
 from tests.data.sources.tar_test import archive, pairs
@@ -377,6 +378,7 @@ def test_texts_in_the_config_of_a_run_are_texts(tmp_path, marker, text):
   workdir.claim(tmp_path, config)
   began = {"seed": 0, "input.source": text}
   (tmp_path / workdir.FILE).write_text(json.dumps(began))
+  seal(tmp_path / "checkpoints" / "1")
   with pytest.raises(workdir.WorkdirError) as error:
     workdir.claim(tmp_path, config)
   assert f"input.source: {text} -> jsonl:a" in str(error.value)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +18,17 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from aced import config as config_lib
-from aced.files import write_json
+from aced.files import is_sealed, write_json
 from aced.models import trees
+from aced.models.saved import CHECKPOINTS
 from aced.training import distributed
 from aced.training.recipe import Recipe
 
 FILE = "config.json"
 # What a run writes beside it; without it, they are somebody else's.
 FOREIGN = ("metrics.jsonl", "checkpoints", "cache.json")
+# Its folders of what was written at a step, beside the metrics.
+OF_STEPS = ("picks", CHECKPOINTS)
 # The token that all processes of a run are to see.
 SHARED = "shared.json"
 # Keys that change how a run is carried out and not what comes out of it.
@@ -73,14 +77,16 @@ def checked(where: str | os.PathLike) -> pathlib.Path:
 def claim(where: str | pathlib.Path, config: Mapping[str, Any]) -> list[str]:
   """Makes a workdir this run's, or checks that it already is.
 
-  Of several processes the first does so, and all of them must see it.
+  Of several processes the first does so, and all of them must see it. A run
+  that saved nothing is given up for one of another config. Call it within
+  `held`, or that run may be going on.
 
   Args:
     where: the workdir; made if it is not there.
     config: the resolved config.
 
   Returns:
-    `key: old -> new` of harmless keys that differ from those it began with.
+    `key: old -> new` of the keys that differ from those it began with.
 
   Raises:
     WorkdirError: the workdir holds a run of another config; says which keys.
@@ -114,9 +120,24 @@ def _claim(where, config) -> list[str]:
       " put it back from the config in a checkpoint's metadata, or choose"
       " another --workdir."
     ) from error
-  return refuse_changes(
-    where, began, flat, lambda key: harmless(key, began, flat, config)
-  )
+
+  def may_change(key):
+    return harmless(key, began, flat, config)
+
+  changed = config_lib.differences(began, flat)
+  if not all(may_change(line.split(": ")[0]) for line in changed) and (
+    not _saved_anything(path.parent)
+  ):
+    for folder in OF_STEPS:
+      shutil.rmtree(path.parent / folder, ignore_errors=True)
+    write_json(path, flat)
+    logging.warning(
+      "%s has no checkpoint of the run that was begun there; it is begun anew"
+      " with this config.",
+      where,
+    )
+    return changed
+  return refuse_changes(where, began, flat, may_change)
 
 
 def refuse_changes(
@@ -146,9 +167,32 @@ def refuse_changes(
     raise WorkdirError(
       f"{where} holds another run; these keys differ from it:\n{listing}\n"
       "Choose another --workdir, or give these keys their old values to go on"
-      " with that run."
+      f" with that run.{_longer(where, harmful, config)}"
     )
   return changed
+
+
+def _saved_anything(where: pathlib.Path) -> bool:
+  """Whether a checkpoint was ever finished, even if it is damaged now."""
+  return any(map(is_sealed, (where / CHECKPOINTS).glob("*/")))
+
+
+def _longer(where, harmful, config) -> str:
+  """How to train longer, where the length of the run is what differs."""
+  if not any(line.startswith("total_") for line in harmful):
+    return ""
+  if config["decoder"]["model"]:
+    return (
+      " The schedule of the learning rate hangs on the length of the run: to"
+      " train a decoder for longer, begin anew in another --workdir."
+    )
+  return (
+    " The schedule of the learning rate hangs on the length of the run, so"
+    " that it cannot be changed on the way. To train its model further, begin"
+    f" in another --workdir with --config.student.init={where}; that run has a"
+    " schedule of its own, from its first step on, and total_* is its length"
+    " alone."
+  )
 
 
 def config_of(where: str | os.PathLike) -> ConfigDict:
@@ -186,14 +230,22 @@ def held(where: str | pathlib.Path, seconds: float = HELD_SECONDS):
     yield
     return
   path = pathlib.Path(where) / LOCK
+  path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a+") as file:
-    deadline = time.monotonic() + seconds
+    deadline, other = time.monotonic() + seconds, ""
     while not _locked(file):
+      if not other:
+        other = _holder(file)
+        logging.warning(
+          "%s is in use by %s; waiting for it to end, %g s at most",
+          where,
+          other,
+          seconds,
+        )
       if time.monotonic() > deadline:
-        file.seek(0)
         raise WorkdirError(
-          f"{where} is in use by {file.read().strip() or 'another process'};"
-          " wait for it to end, or choose another --workdir."
+          f"{where} is in use by {_holder(file)}; end it or wait for it to end,"
+          " or choose another --workdir."
         )
       time.sleep(0.1)
     with contextlib.suppress(OSError):  # The disk may be full; the lock holds.
@@ -203,9 +255,25 @@ def held(where: str | pathlib.Path, seconds: float = HELD_SECONDS):
     yield
 
 
-def _locked(file) -> bool:
+def in_use(where: str | pathlib.Path) -> str:
+  """What process has a workdir; "" for none, or none that can be told."""
+  path = pathlib.Path(where) / LOCK
+  if not path.exists():
+    return ""
+  with path.open() as file:
+    # Shared: it does not hold up another that looks.
+    return "" if _locked(file, fcntl.LOCK_SH) else _holder(file)
+
+
+def _holder(file) -> str:
+  """The process that a lock tells of."""
+  file.seek(0)
+  return file.read().strip() or "another process"
+
+
+def _locked(file, kind=fcntl.LOCK_EX) -> bool:
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
   except OSError as error:
@@ -258,6 +326,10 @@ def harmless(
     # Which rows are dropped or looked at cheaply hangs on the pieces.
     recipe = Recipe.from_config(config)
     return not (recipe.dropout or recipe.cotrains)
+  if key.startswith("total_"):
+    # With this alone the length of a run has no part in what is learnt.
+    optimizer = config["optimizer"]
+    return optimizer["decay"] == "constant" and not optimizer["warmup_percent"]
   if GUARDED.fullmatch(key):
     # With a cache in the place of a model, or the reverse, roundings differ.
     return bool(began.get(key)) and bool(now.get(key))

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from aced import config as config_lib
+from aced import files
 from aced.train import train
 from aced.training import workdir
 from aced.training.workdir import WorkdirError
@@ -19,6 +20,16 @@ def config(**changes):
   return config_lib.resolve({"batch_size": 8, "total_steps": 3, **changes})
 
 
+def begun(where, config, *, saved=True):
+  """Claims a workdir for a run, which has saved its first step or has not."""
+  workdir.claim(where, config)
+  if saved:
+    folder = where / "checkpoints" / "3"
+    folder.mkdir(parents=True)
+    (folder / "state").write_bytes(b"arrays")
+    files.seal(folder)
+
+
 def test_claimed_once_and_found_again(tmp_path):
   assert workdir.claim(tmp_path / "new", config()) == []
   assert workdir.claim(tmp_path / "new", config()) == []
@@ -27,13 +38,57 @@ def test_claimed_once_and_found_again(tmp_path):
 
 
 def test_another_run_is_refused_and_the_keys_are_named(tmp_path):
-  workdir.claim(tmp_path, config())
+  begun(tmp_path, config())
   before = (tmp_path / workdir.FILE).read_bytes()
   with pytest.raises(workdir.WorkdirError, match="batch_size: 8 -> 16"):
     workdir.claim(tmp_path, config(batch_size=16))
   with pytest.raises(workdir.WorkdirError, match="seed: 0 -> 1"):
     workdir.claim(tmp_path, config(seed=1))
   assert (tmp_path / workdir.FILE).read_bytes() == before
+
+
+def test_a_run_that_saved_nothing_is_begun_anew(tmp_path, caplog):
+  begun(tmp_path, config(seed=7), saved=False)
+  for name in ("picks/00000001.npz", "checkpoints/3/state"):  # Not sealed.
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(b"of the first")
+  (tmp_path / "metrics.jsonl").write_text("")
+  changed = workdir.claim(tmp_path, config(seed=8, batch_size=16))
+  assert changed == ["batch_size: 8 -> 16", "seed: 7 -> 8"]
+  assert "no checkpoint of the run that was begun there" in caplog.text
+  assert not (tmp_path / "picks").exists()
+  assert not (tmp_path / "checkpoints").exists()
+  written = json.loads((tmp_path / workdir.FILE).read_text())
+  assert (written["seed"], written["batch_size"]) == (8, 16)
+  assert workdir.claim(tmp_path, config(seed=8, batch_size=16)) == []
+
+
+def test_a_damaged_checkpoint_is_one_that_was_saved(tmp_path):
+  begun(tmp_path, config())
+  (tmp_path / "checkpoints" / "3").rename(tmp_path / "checkpoints/damaged-3")
+  with pytest.raises(WorkdirError, match="seed: 0 -> 1"):
+    workdir.claim(tmp_path, config(seed=1))
+
+
+def test_a_longer_run_is_told_how_to_go_on_from_an_old_one(tmp_path):
+  begun(tmp_path, config())
+  with pytest.raises(WorkdirError, match=r"total_steps: 3 -> 6") as error:
+    workdir.claim(tmp_path, config(total_steps=6))
+  assert f"--config.student.init={tmp_path}" in str(error.value)
+  with pytest.raises(WorkdirError, match="seed: 0 -> 1") as error:
+    workdir.claim(tmp_path, config(seed=1))
+  assert "student.init" not in str(error.value)
+
+
+def test_a_constant_schedule_can_be_made_longer(tmp_path):
+  constant = {"decay": "constant", "warmup_steps": 1}
+  begun(tmp_path / "constant", config(optimizer=constant))
+  longer = config(optimizer=constant, total_steps=6)
+  assert workdir.claim(tmp_path / "constant", longer) == ["total_steps: 3 -> 6"]
+  share = {"decay": "constant", "warmup_percent": 40.0}
+  begun(tmp_path / "share", config(optimizer=share))
+  with pytest.raises(WorkdirError, match="total_steps: 3 -> 6"):
+    workdir.claim(tmp_path / "share", config(optimizer=share, total_steps=6))
 
 
 def test_harmless_changes_are_told(tmp_path):
@@ -50,7 +105,7 @@ def test_pieces_are_harmless_unless_something_is_drawn_by_piece(tmp_path):
   workdir.claim(tmp_path / "plain", config())
   assert workdir.claim(tmp_path / "plain", config(**pieces))
   dropout = {"student": {"image": {"dropout": 0.1}}}
-  workdir.claim(tmp_path / "dropout", config(**dropout))
+  begun(tmp_path / "dropout", config(**dropout))
   with pytest.raises(workdir.WorkdirError, match="accumulation.microbatch"):
     workdir.claim(tmp_path / "dropout", config(**dropout, **pieces))
 
@@ -63,7 +118,7 @@ def test_what_fingerprints_guard_may_move(tmp_path):
       curated(frozen={"reference": {"init": init, "cache": cache}})
     )
 
-  workdir.claim(tmp_path, cached("", "a"))
+  begun(tmp_path, cached("", "a"))
   moved = workdir.claim(tmp_path, cached("", "b"))
   assert moved == ["frozen.reference.cache: a -> b"]
   with pytest.raises(
@@ -107,7 +162,8 @@ def test_a_damaged_config_is_named(tmp_path):
     workdir.claim(tmp_path, config())
 
 
-def test_two_runs_do_not_share_a_workdir(tmp_path):
+def test_two_runs_do_not_share_a_workdir(tmp_path, caplog):
+  assert workdir.in_use(tmp_path) == workdir.in_use(tmp_path / "none") == ""
   program = (
     "import sys, time\n"
     "from aced.training import workdir\n"
@@ -118,11 +174,16 @@ def test_two_runs_do_not_share_a_workdir(tmp_path):
   command = [sys.executable, "-c", program, str(tmp_path)]
   with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
     assert other.stdout.readline() == b"held\n"
+    assert f"process {other.pid} on" in workdir.in_use(tmp_path)
     with (
       pytest.raises(WorkdirError, match=f"in use by process {other.pid} on"),
       workdir.held(tmp_path, seconds=0.1),
     ):
       pass
+    # It is said before it is waited for.
+    said = f"in use by process {other.pid} on"
+    (told,) = [r for r in caplog.records if said in r.getMessage()]
+    assert "0.1 s at most" in told.getMessage()
     other.kill()
   # The lock of a process that was killed is nobody's.
   with workdir.held(tmp_path, seconds=10):
