@@ -22,6 +22,7 @@ from aced.data.sources import open_source
 from aced.data.tokenizers import train_sentencepiece
 from aced.files import write_json
 from aced.train import train
+from aced.training import platforms
 from aced.training.blueprint import step_costs
 from aced.training.tracker import METRICS_FILE, read_jsonl
 from aced.training.watch import Diverged
@@ -218,6 +219,7 @@ def main() -> None:
   start = time.perf_counter()
   workdir = pathlib.Path(args.workdir)
   try:
+    platforms.check()
     rows = run(workdir, size=args.size, seeds=args.seeds)
   except (ValueError, FileNotFoundError, Diverged) as error:
     sys.exit(f"{type(error).__name__}: {error}")

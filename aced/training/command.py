@@ -18,7 +18,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from aced.config import ConfigError
 from aced.data import decoding
-from aced.training import distributed, keys
+from aced.training import distributed, keys, platforms
 from aced.training.preemption import (
   EXIT_INTERRUPTED,
   Preempted,
@@ -131,6 +131,7 @@ def run(function: Callable[[], None]) -> None:
     _quieten()
     try:
       _join()
+      platforms.check()
       if jax.process_count() == 1:
         function()
         return

@@ -167,7 +167,7 @@ def refuse_changes(
     raise WorkdirError(
       f"{where} holds another run; these keys differ from it:\n{listing}\n"
       "Choose another --workdir, or give these keys their old values to go on"
-      f" with that run.{_longer(where, harmful, config)}"
+      f" with that run.{_longer(where, harmful, now)}"
     )
   return changed
 
@@ -178,10 +178,11 @@ def _saved_anything(where: pathlib.Path) -> bool:
 
 
 def _longer(where, harmful, config) -> str:
-  """How to train longer, where the length of the run is what differs."""
-  if not any(line.startswith("total_") for line in harmful):
+  """How to train longer, where the length of a run of ours is what differs."""
+  length = any(line.startswith("total_") for line in harmful)
+  if not length or "decoder.model" not in config:
     return ""
-  if config["decoder"]["model"]:
+  if config["decoder.model"]:
     return (
       " The schedule of the learning rate hangs on the length of the run: to"
       " train a decoder for longer, begin anew in another --workdir."
