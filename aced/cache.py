@@ -32,7 +32,7 @@ from aced.data.records import Slice
 from aced.evaluation.embed import pad_rows
 from aced.files import write_json
 from aced.models import params as params_lib
-from aced.training import auto, blueprint, command, sharding, views
+from aced.training import auto, blueprint, command, sanity, sharding, views
 from aced.training.build import load_weights
 from aced.training.embedding import embed
 from aced.training.input import Input, open_input
@@ -86,7 +86,11 @@ def write_cache(
   config = auto.fill(config_lib.resolve(config))
   check_request(config, model, batch_size, shard_records)
   view = views.from_config(config)[model]
-  inputs, folder = open_input(config).seen(view), prepare(output)
+  inputs = open_input(config).seen(view)
+  sanity.check_captions(
+    f"frozen.{model}", inputs.source, inputs.tokenizer, view.tokenizer
+  )
+  folder = prepare(output)
   encoder = make_encoder(config, model, view, inputs.tokenizer.vocab_size)
   contents = cache_lib.Contents(
     identities={"model": encoder.fingerprint, **inputs.identities()},

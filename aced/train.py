@@ -16,11 +16,13 @@ from absl import flags
 
 from aced import config as config_lib
 from aced import report
+from aced.models import params as params_lib
 from aced.training import (
   build,
   command,
   decoding,
   distributed,
+  sanity,
   startup,
   versions,
   workdir,
@@ -79,6 +81,8 @@ def train(
     )
     start = checkpoints.latest() or 0
     state = run.init_state()
+    sanity.warn_of_rules(run.config, params_lib.flatten(state.params))
+    sanity.warn_of_intervals(run.config, run.every, run.total_steps)
     again = ""  # What is logged once more for the step that was saved.
     if start > run.total_steps:
       raise workdir.WorkdirError(

@@ -83,6 +83,19 @@ def test_every_config_says_its_command(repository):
     ({"checkpoint": {"keep_last": 0}}, "keep_last=0 must be above 0"),
     ({"checkpoint": {"best": "eval/nope/R@1"}}, "names none of config.evals"),
     ({"distillation": {"batch": "iid"}}, "needs curation"),
+    ({"batch_size": None}, "batch_size=None is of type NoneType; expected int"),
+    ({"input": {"text_length": 0}}, "text_length=0 must be above 0"),
+    (
+      {"optimizer": {"learning_rate": float("nan")}},
+      "learning_rate=nan must be a number",
+    ),
+    ({"optimizer": {"b2": 1.0}}, r"optimizer\.b2=1\.0 must lie in \[0, 1\)"),
+    ({"optimizer": {"mu_dtype": "float31"}}, "Did you mean 'float32'"),
+    (
+      {"optimizer": {"learning_rate_rules": ("img/.*", 0.0)}},
+      "learning_rate_rules has the rule 'img/.*'; expected pairs",
+    ),
+    ({"sharding": (("(", "fsdp"),)}, r"sharding has the rule \['\('"),
     (
       curated(distillation={"weight": 1.0, "teachers": {"reference": "x"}}),
       "teachers.reference='x' must be its weight",
@@ -173,6 +186,28 @@ def test_durations():
     steps("total", {"total_steps": 1, "total_epochs": 1}, **sizes)
   with pytest.raises(ConfigError, match="total_examples=3 is 0.3 steps"):
     steps("total", {"total_examples": 3}, **sizes)
+
+
+@pytest.mark.parametrize(
+  ("prefix", "given", "message"),
+  [
+    (
+      "every",
+      {"every_steps": 0},
+      r"config\.log\.every_steps=0 must be above 0",
+    ),
+    ("every", {"every_percent": 200.0}, "a share of the run: at most 100"),
+    ("keep_every", {"keep_every_steps": 0}, "keep_every_steps=0 must be above"),
+    ("total", {"total_steps": 0}, "total_steps=0 must be above 0"),
+    ("total", {"total_epochs": float("nan")}, "total_epochs=nan must be above"),
+    ("warmup", {"warmup_steps": -1}, "warmup_steps=-1 must be 0 or more"),
+  ],
+)
+def test_durations_that_no_run_has(prefix, given, message):
+  sizes = {"batch_size": 10, "data_size": 100, "total_steps": 400}
+  with pytest.raises(ConfigError, match=message):
+    steps(prefix, given, **sizes, where="log.")
+  assert steps("warmup", {"warmup_steps": 0}, **sizes) == 0
 
 
 def test_differences():

@@ -1,11 +1,16 @@
 """What no run can have: choices, numbers and roles that do not fit."""
 
+import math
+import re
+
 from aced.config.errors import ConfigError, did_you_mean
 from aced.config.plain import flatten
 from aced.curation import KERNELS, SCOPES, SCORES
 from aced.objectives import CONTRASTIVE, DISTILLATION, FORMS
 
 METHODS = ("joint", "independent", "uniform")
+# Tables without a number that may be infinite.
+_FINITE = ("optimizer.", "curation.", "distillation.", "student.", "scoring.")
 
 
 def check_choices(config) -> None:
@@ -20,6 +25,7 @@ def check_choices(config) -> None:
     ("distillation.loss", DISTILLATION),
     ("distillation.batch", ("curated", "iid")),
     ("optimizer.decay", ("cosine", "linear", "constant")),
+    ("optimizer.mu_dtype", ("float32", "bfloat16", "float16")),
     ("input.resize", ("bilinear", "bicubic")),
   ):
     value = flatten(config)[key]
@@ -43,9 +49,15 @@ def check_ranges(config) -> None:
   not_negative -= {"guards.stall_seconds"}
   positive |= {"guards.stall_seconds"}
   positive |= {"input.stall_seconds", "input.num_threads"}
+  positive |= {"input.text_length"}
+  not_negative |= {"optimizer.eps", "log.picks"}
   for name in config.frozen:
     not_negative |= {f"frozen.{name}.image_size", f"frozen.{name}.text_length"}
   flat = flatten(config)
+  for key, value in flat.items():
+    endless = key.startswith(_FINITE) and value in (math.inf, -math.inf)
+    if value != value or endless:
+      raise ConfigError(f"config.{key}={value} must be a number.")
   for key in sorted(positive | not_negative):
     least = "above 0" if key in positive else "0 or more"
     if flat[key] < 0 or (flat[key] == 0 and key in positive):
@@ -55,9 +67,15 @@ def check_ranges(config) -> None:
       raise ConfigError(
         f"config.{key}={flat[key]} must be above 1, or 0 for off."
       )
-  for key in ("scoring.token_drop", "scoring.cotrain"):
+  for key in (
+    "scoring.token_drop",
+    "scoring.cotrain",
+    "optimizer.b1",
+    "optimizer.b2",
+  ):
     if not 0 <= flat[key] < 1:
       raise ConfigError(f"config.{key}={flat[key]} must lie in [0, 1).")
+  _check_rules(config)
   for name, weight in config.distillation.teachers.items():
     if not isinstance(weight, int | float) or weight < 0:
       raise ConfigError(
@@ -76,6 +94,28 @@ def check_ranges(config) -> None:
       f" ({', '.join(config.evals) or 'empty'}); expected such as"
       " 'eval/retrieval/mean/R@1'."
     )
+
+
+def _check_rules(config) -> None:
+  """Rules are pairs of a regex and what it is for."""
+  for key, kinds, such in (
+    ("optimizer.learning_rate_rules", (int, float), "(('img/.*', 0.1),)"),
+    ("optimizer.weight_decay_rules", (int, float), "(('.*/kernel', 1.0),)"),
+    ("sharding", str, "(('.*', 'fsdp'),)"),
+    ("frozen_sharding", str, "(('.*', 'replicate'),)"),
+  ):
+    for rule in flatten(config)[key]:
+      try:
+        pattern, value = rule if isinstance(rule, list) else (None, None)
+        re.compile(pattern)
+        good = isinstance(value, kinds)
+      except (TypeError, ValueError, re.error):
+        good = False
+      if not good:
+        raise ConfigError(
+          f"config.{key} has the rule {rule!r}; expected pairs of a regular"
+          f" expression and its value, such as {such}."
+        )
 
 
 def check_roles(config) -> None:
@@ -127,6 +167,7 @@ def check_roles(config) -> None:
       raise ConfigError(
         f"config.frozen.{name} is neither the reference nor a teacher; remove"
         " it, or name it in curation.reference or distillation.teachers."
+        f"{did_you_mean(name, used)}"
       )
 
 

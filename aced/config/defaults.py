@@ -151,7 +151,9 @@ def _decoder() -> ConfigDict:
   config = ConfigDict()
   # Fields of `models.decoder.Decoder`; without any, the student is trained.
   config.model = ConfigDict(convert_dict=True)
-  config.tasks = ("caption", "vqa")  # What is learnt, each in equal parts.
+  # What is learnt, each in equal parts: "caption" and "vqa"; () is both, as far
+  # as the data have them.
+  config.tasks = ()
   config.freeze = True  # The encoder; or it is trained along (a captioner).
   return config
 

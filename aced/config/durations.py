@@ -1,5 +1,6 @@
 """Durations: steps, examples, epochs or percent, read as steps."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,8 @@ def steps(
     where: of the config, for messages, such as "log.".
 
   Raises:
-    ConfigError: more than one key is set, or none and there is no default.
+    ConfigError: more than one key is set, or none and there is no default; or
+      a duration that no run can have.
   """
   keys = [f"{prefix}_{u}" for u in DURATIONS[: 3 if prefix == "total" else 4]]
   given = {k: config[k] for k in keys if config.get(k) is not None}
@@ -48,7 +50,14 @@ def steps(
     "epochs": data_size / batch_size,
     "percent": (total_steps or 0) / 100,
   }[key.rsplit("_", 1)[1]]
+  least = "0 or more" if prefix == "warmup" else "above 0"
+  if not 0 <= value < math.inf or (value == 0 and prefix != "warmup"):
+    raise ConfigError(f"config.{where}{key}={value} must be {least}.")
+  if key.endswith("_percent") and value > 100:
+    raise ConfigError(
+      f"config.{where}{key}={value} is a share of the run: at most 100."
+    )
   number = round(value * per_step)
-  if value < 0 or (value > 0 and number == 0 and prefix == "total"):
+  if prefix == "total" and number == 0:
     raise ConfigError(f"{key}={value} is {value * per_step:g} steps; raise it.")
   return max(number, 1) if prefix.endswith("every") else number

@@ -72,25 +72,44 @@ class Prompted(Source):
     """What is wrong with whole files."""
     return self.source.damage()
 
-  def check(self) -> None:
+  def check(self, *, all_tasks: bool = True) -> None:
     """Looks for every task in some records, spread over the source.
 
+    Args:
+      all_tasks: whether each must be there; else one that is not is told of.
+
     Raises:
-      ConfigError: none of them has any task; a single one is warned of.
+      ConfigError: none of them has anything for a task that must be there, or
+        for any.
     """
     places = np.linspace(0, len(self) - 1, min(SAMPLED, len(self)), dtype=int)
     records = [self.source.fields(int(k)) for k in np.unique(places)]
-    lacking = [
-      task for task in self.tasks if not any(_asked(r, task) for r in records)
+    there = [
+      task for task in self.tasks if any(_asked(r, task) for r in records)
     ]
-    where = f"none of {len(records)} records of {self.source!r} looked at has"
-    if len(lacking) == len(self.tasks):
+    lacking = [task for task in self.tasks if task not in there]
+    if not lacking:
+      return
+    needed = {"caption": "a caption", "vqa": "a question with an answer"}
+    problem = (
+      f"none of {len(records)} records of {self.source!r} looked at has"
+      f" {' or '.join(needed[task] for task in lacking)}"
+    )
+    if not there:
       raise ConfigError(
-        f"{where} anything for config.decoder.tasks={self.tasks}: a caption in"
-        " the field text, or a question and an answer."
+        f"config.decoder.tasks={self.tasks}: {problem}, so that there is"
+        " nothing to learn; a caption is in the field text, a question in"
+        " question and its answer in answer, or in questions, a list of both."
       )
-    for task in lacking:
-      logging.warning("%s anything for the task %r.", where, task)
+    advice = f"--config.decoder.tasks=\"('{there[0]}',)\""
+    if all_tasks:
+      raise ConfigError(
+        f"config.decoder.tasks={self.tasks} names {', '.join(lacking)}, and"
+        f" {problem}; set {advice}, or name a source that has both."
+      )
+    logging.warning(
+      "%s: %s is all that is learnt. %s says so.", problem, there[0], advice
+    )
 
   def _texts(self, record: Record) -> list[str]:
     found = []

@@ -309,6 +309,7 @@ def make_optimizer(
     data_size=data_size,
     total_steps=total_steps,
     default=0,
+    where="optimizer.",
   )
   return optimizer.make_optimizer(
     config.optimizer, warmup_steps=warmup_steps, total_steps=total_steps

@@ -15,7 +15,14 @@ from aced import config as config_lib
 from aced import evaluation
 from aced.data import cache, devices, identity, pipeline, sources
 from aced.models import params as params_lib
-from aced.training import auto, blueprint, sharding, state, versions
+from aced.training import (
+  auto,
+  blueprint,
+  sanity,
+  sharding,
+  state,
+  versions,
+)
 from aced.training import views as views_lib
 from aced.training.input import Input, make_transform, open_input
 from aced.training.views import View
@@ -142,6 +149,13 @@ def build(config: Mapping[str, Any]) -> Run:
   check_size(config, recipe, source)
   inputs = open_input(config, source)
   views = views_lib.from_config(config)
+  for name in (views_lib.STUDENT, *recipe.frozen):
+    sanity.check_captions(
+      f"frozen.{name}" if name else "input",
+      source,
+      inputs.tokenizers[views[name].labels],
+      views[name].tokenizer,
+    )
   caches = open_caches(config, recipe, inputs, views)
   plan = blueprint.draw_up(
     config,

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from aced import config as config_lib
 from aced.data import sources
-from aced.data.prompts import Prompted, PromptTokenizer
+from aced.data.prompts import TASKS, Prompted, PromptTokenizer
 from aced.evaluation import embed, generation
 from aced.models import costs, decoder, generate, placement, variants
 from aced.models import params as params_lib
@@ -305,10 +305,13 @@ def build(config: ConfigDict) -> DecoderRun:
   mesh = sharding.make_mesh(config.mesh)
   recipe = Recipe.from_config(config)
   recipe.check(mesh)
+  asked = bool(config.decoder.tasks)
+  config = config_lib.complete(config)
+  config.decoder.tasks = config.decoder.tasks or TASKS
   source = Prompted(
     sources.open_source(config.input.source), config.decoder.tasks
   )
-  source.check()
+  source.check(all_tasks=asked)
   build_lib.check_size(config, recipe, source)
   inputs = open_input(config, source)
   tokenizer = PromptTokenizer(inputs.tokenizer)

@@ -11,7 +11,7 @@ from absl import logging
 
 from aced import evaluation
 from aced.data.devices import BadRecords
-from aced.training import distributed, picks
+from aced.training import distributed, picks, sanity
 from aced.training.alarms import Alarms
 from aced.training.build import Run
 from aced.training.checkpoints import Checkpoints, NotSaved
@@ -225,8 +225,14 @@ class Session:
 
 
 def make_evaluate(run: Run) -> Evaluate:
-  """Returns `evaluate(state, step, check) -> {"eval/name/metric": value}`."""
+  """Returns `evaluate(state, step, check) -> {"eval/name/metric": value}`.
+
+  Raises:
+    ConfigError: an evaluator has no records, or none has the metric of
+      `checkpoint.best`.
+  """
   evaluators = run.evaluators()
+  sanity.check_evaluators(run.config, evaluators)
   functions = run.evaluated()
 
   def evaluate(state, step, check=lambda: None):
@@ -294,7 +300,7 @@ def summary(step: int, scores: Mapping[str, float]) -> str:
     if name.endswith(("/accuracy", "mean/R@1", "/exact_match", "/cider_d"))
   }
   parts = [
-    f"{name} {100 * value:.1f}{'' if name.endswith('cider_d') else '%'}"
+    f"{name} {value:.3f}" if name.endswith("cider_d") else f"{name} {value:.1%}"
     for name, value in shown.items()
   ]
   parts += [

@@ -53,7 +53,13 @@ ZERO_SHOT = {"type": "zero_shot", "source": "synthetic:classes?size=8"}
       {"accumulation__microbatch": 8, "batch_size": 16},
       r"config\.accumulation\.microbatch=8",
     ),
-    ({"decoder__tasks": ()}, "must be some of caption, vqa"),
+    (
+      {
+        "decoder__tasks": ("caption", "vqa"),
+        "input__source": "synthetic:train?size=64&image_size=16",
+      },
+      r"names vqa, and none of 64 records .*tasks=\"\('caption',\)",
+    ),
     ({"decoder__tasks": ("caption", "vqaa")}, "must be some of caption, vqa"),
     (
       {
