@@ -26,7 +26,8 @@ def get_config(arg=None):
   config.curation.update(
     method="joint", filter_ratio=0.8, reference="reference"
   )
-  # The papers do not print their weight: sweep it.
+  # The papers' weight could not be read (their appendices were not at hand):
+  # sweep it.
   config.distillation.update(
     loss="softmax",
     weight=1.0,

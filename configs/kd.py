@@ -10,8 +10,8 @@ teacher for every pair trained on. In the demo, Softmax-KD gave a mean R@1 of
 
 from aced.presets import preset
 
-# Of the size of the contrastive loss at the start of a run. The papers do not
-# print theirs: sweep it.
+# Of the size of the contrastive loss at the start of a run. The papers' own
+# could not be read (their appendices were not at hand): sweep it.
 WEIGHTS = {"softmax": 1.0, "sigmoid": 1.0, "feature": 1000.0}
 
 

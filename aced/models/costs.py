@@ -212,4 +212,4 @@ def markdown_table() -> str:
       f" {cost.image.macs / 1e9:.2f} | {cost.text.macs / 1e9:.2f} |"
       f" {cost.macs / 1e9:.2f} | {pair.gmacs:.2f} |"
     )
-  return "\n".join([*lines, "", *(f"\\* {note}" for note in notes)])
+  return "\n".join([*lines, "", "\n\n".join(f"\\* {n}" for n in notes)])

@@ -4,7 +4,7 @@
     --config.frozen.reference.init=path/of/siglip
 
 The towers are those of the weights in `init`; what the config says of how they
-are run (`dtype_mm`, `remat`, `scan`) stays. A frozen model also sees pictures
+are run (`dtype_mm`, `remat`, `scan`, `dropout`, `token_drop`) stays. A frozen model also sees pictures
 and tokens as it was trained to, where its config does not say otherwise.
 """
 
@@ -19,7 +19,7 @@ from aced.pretrained import find_tokenizer
 
 AUTO = "auto"
 # How a tower is run, which changes none of its parameters.
-RUNNING = ("dtype_mm", "remat", "scan")
+RUNNING = ("dtype_mm", "remat", "scan", "dropout", "token_drop")
 
 
 def fill(config: ConfigDict) -> ConfigDict:
