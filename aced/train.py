@@ -59,7 +59,10 @@ def train(
   """
   config, where = config_lib.resolve(config), workdir.checked(where)
   if other := workdir.in_use(where):
-    say(f"{where} is in use by {other}, which is to end before this run begins")
+    say(
+      f"{where} is in use by {other}; this run is made ready, and waits"
+      f" {workdir.HELD_SECONDS:g} s at most for that one to end"
+    )
   distributed.agree("version", versions.code())
   flat = config_lib.flatten(config)
   distributed.agree("config", {key: repr(flat[key]) for key in flat})

@@ -6,7 +6,8 @@
 
 What the student knows of a picture is read off its tokens by a decoder that is
 trained on them (arXiv 2303.17376). The image tower and nothing else is taken of
-`student.init`: a run of ours, or released weights. Several tasks are told apart
+`student.init`: a run of ours, or released weights. Captions and questions are
+learnt as far as the data have them, or as `decoder.tasks` says, and told apart
 by the prompt.
 
 On drawn scenes, with nothing to download (`smoke` shows that it runs):

@@ -193,8 +193,9 @@ def caption_metrics(
     references: of each picture, one or more human captions, in any number.
 
   Returns:
-    `{"cider_d": ..., "bleu_1": ..., ..., "bleu_4": ...}`; CIDEr-D from 0 to
-    10, BLEU as fractions.
+    `{"cider_d": ..., "bleu_1": ..., ..., "bleu_4": ...}`; BLEU as fractions;
+    CIDEr-D from 0 to 10, as the COCO evaluation gives it and as logs and pages
+    show it (papers tend to print it times 100: their 110 is 1.1 here).
 
   Raises:
     ValueError: inputs that are empty, no strings or do not fit together.

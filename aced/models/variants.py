@@ -67,8 +67,8 @@ PAIRS = {
     240,
     64,
     10.29,
-    "the paper's appendix could not be read; these towers cost 0.04 more than it"
-    " says, and B/20 at 200 px would cost 10.291",
+    "the paper's appendix could not be read; these towers cost 0.04 more than"
+    " it says, and B/20 at 200 px would cost 10.291",
   ),
 }
 

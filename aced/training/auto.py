@@ -4,8 +4,8 @@
     --config.frozen.reference.init=path/of/siglip
 
 The towers are those of the weights in `init`; what the config says of how they
-are run (`dtype_mm`, `remat`, `scan`, `dropout`, `token_drop`) stays. A frozen model also sees pictures
-and tokens as it was trained to, where its config does not say otherwise.
+are run (`RUNNING`) stays. A frozen model also sees pictures and tokens as it
+was trained to, where its config does not say otherwise.
 """
 
 from typing import Any

@@ -29,6 +29,9 @@ FILE = "config.json"
 FOREIGN = ("metrics.jsonl", "checkpoints", "cache.json")
 # Its folders of what was written at a step, beside the metrics.
 OF_STEPS = ("picks", CHECKPOINTS)
+BEFORE = "metrics-before.jsonl"  # Of a run that was begun anew.
+# Keys that mean nothing where no decoder is trained.
+IDLE = ("decoder.tasks", "decoder.freeze")
 # The token that all processes of a run are to see.
 SHARED = "shared.json"
 # Keys that change how a run is carried out and not what comes out of it.
@@ -112,32 +115,25 @@ def _claim(where, config) -> list[str]:
       )
     write_json(path, flat)
     return []
-  try:
-    began = json.loads(path.read_text("utf-8"))
-  except ValueError as error:
-    raise WorkdirError(
-      f"{path}, which says of which run this workdir is, is damaged ({error});"
-      " put it back from the config in a checkpoint's metadata, or choose"
-      " another --workdir."
-    ) from error
+  began = _read(path)
+  if not config.get("decoder", {}).get("model"):
+    # Keys of no effect, whose defaults were others once.
+    began, flat = (
+      {key: value for key, value in x.items() if key not in IDLE}
+      for x in (began, flat)
+    )
 
   def may_change(key):
     return harmless(key, began, flat, config)
 
   changed = config_lib.differences(began, flat)
-  if not all(may_change(line.split(": ")[0]) for line in changed) and (
-    not _saved_anything(path.parent)
+  if _saved_anything(path.parent) or all(
+    may_change(line.split(": ")[0]) for line in changed
   ):
-    for folder in OF_STEPS:
-      shutil.rmtree(path.parent / folder, ignore_errors=True)
-    write_json(path, flat)
-    logging.warning(
-      "%s has no checkpoint of the run that was begun there; it is begun anew"
-      " with this config.",
-      where,
-    )
-    return changed
-  return refuse_changes(where, began, flat, may_change)
+    return refuse_changes(where, began, flat, may_change)
+  _begin_anew(path.parent)
+  write_json(path, config_lib.flatten(config))
+  return changed
 
 
 def refuse_changes(
@@ -172,9 +168,40 @@ def refuse_changes(
   return changed
 
 
+def _read(path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except ValueError as error:
+    raise WorkdirError(
+      f"{path}, which says of which run this workdir is, is damaged ({error});"
+      " put it back from the config in a checkpoint's metadata, or choose"
+      " another --workdir."
+    ) from error
+
+
+def _begin_anew(where: pathlib.Path) -> None:
+  """Clears a workdir of a run that saved nothing; its metrics are kept."""
+  for folder in OF_STEPS:
+    shutil.rmtree(where / folder, ignore_errors=True)
+  (where / "wandb_id").unlink(missing_ok=True)
+  metrics = where / "metrics.jsonl"
+  if metrics.exists():
+    metrics.replace(where / BEFORE)
+  logging.warning(
+    "%s has no checkpoint of the run that was begun there; it is begun anew"
+    " with this config. Metrics of that run, if any, are in %s.",
+    where,
+    BEFORE,
+  )
+
+
 def _saved_anything(where: pathlib.Path) -> bool:
-  """Whether a checkpoint was ever finished, even if it is damaged now."""
-  return any(map(is_sealed, (where / CHECKPOINTS).glob("*/")))
+  """Whether a checkpoint was ever finished, even if it is damaged now.
+
+  A run that came to its end had some, and the page of a run is what it ends by.
+  """
+  saved = any(map(is_sealed, (where / CHECKPOINTS).glob("*/")))
+  return saved or (where / "report.html").exists()
 
 
 def _longer(where, harmful, config) -> str:

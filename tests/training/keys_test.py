@@ -11,10 +11,13 @@ from aced import config as config_lib
 from aced.config import ConfigError, defaults
 from aced.evaluation.evaluators import EVALUATORS, fields_of
 from aced.evaluation.generation import GENERATORS
+from aced.models import saved as saved_lib
 from aced.models.build import TOWERS, field_types, plain_type
 from aced.models.decoder import Decoder
 from aced.training import keys, planning
+from aced.training.tracker import METRICS_FILE, read_jsonl
 from tests.config_test import load
+from tests.train_test import command
 
 # Of each type, what is written and what is read.
 SAMPLES = {
@@ -188,3 +191,31 @@ def test_what_a_plan_advises_is_taken(repository):
   )
   assert code == 0, found
   assert {key: found[key] for key in pairs} == pairs
+
+
+@pytest.mark.slow
+def test_a_run_takes_fields_of_towers_and_a_new_evaluator(repository, tmp_path):
+  code, text = command(
+    repository,
+    "--config=configs/iid.py:smoke",
+    f"--workdir={tmp_path}",
+    "--config.total_steps=2",
+    "--config.optimizer.warmup_steps=1",
+    "--config.student.image.dtype_mm=bfloat16",
+    "--config.student.image.remat=full",
+    "--config.student.image.dropout=0.1",
+    "--config.student.text.causal=True",
+    "--config.evals.zero_shot.source=",
+    "--config.evals.retrieval.batch_size=32",
+    "--config.evals.new.type=retrieval",
+    "--config.evals.new.source=synthetic:val?size=16",
+    "--config.evals.new.ks=(2,)",
+    "--config.checkpoint.best=eval/new/mean/R@2",
+    "--config.log.page=False",
+  )
+  assert code == 0, text
+  told = json.loads((tmp_path / "config.json").read_text())
+  assert told["student.image.dtype_mm"] == "bfloat16"
+  scores = read_jsonl(tmp_path / METRICS_FILE)[-1]
+  assert {"eval/new/mean/R@2", "eval/retrieval/mean/R@1"} <= set(scores)
+  assert saved_lib.find_checkpoint(f"{tmp_path}@best")[1] == 2

@@ -52,12 +52,15 @@ def test_a_run_that_saved_nothing_is_begun_anew(tmp_path, caplog):
   for name in ("picks/00000001.npz", "checkpoints/3/state"):  # Not sealed.
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(b"of the first")
-  (tmp_path / "metrics.jsonl").write_text("")
+  (tmp_path / "metrics.jsonl").write_text("metrics of the first")
   changed = workdir.claim(tmp_path, config(seed=8, batch_size=16))
   assert changed == ["batch_size: 8 -> 16", "seed: 7 -> 8"]
   assert "no checkpoint of the run that was begun there" in caplog.text
   assert not (tmp_path / "picks").exists()
   assert not (tmp_path / "checkpoints").exists()
+  assert not (tmp_path / "metrics.jsonl").exists()
+  kept = (tmp_path / workdir.BEFORE).read_text()
+  assert kept == "metrics of the first" and workdir.BEFORE in caplog.text
   written = json.loads((tmp_path / workdir.FILE).read_text())
   assert (written["seed"], written["batch_size"]) == (8, 16)
   assert workdir.claim(tmp_path, config(seed=8, batch_size=16)) == []
@@ -78,6 +81,17 @@ def test_a_longer_run_is_told_how_to_go_on_from_an_old_one(tmp_path):
   with pytest.raises(WorkdirError, match="seed: 0 -> 1") as error:
     workdir.claim(tmp_path, config(seed=1))
   assert "student.init" not in str(error.value)
+
+
+def test_a_run_begun_with_other_defaults_of_a_decoder_goes_on(tmp_path):
+  begun(tmp_path, config())
+  path = tmp_path / workdir.FILE
+  old = json.loads(path.read_text()) | {"decoder.tasks": ["caption", "vqa"]}
+  path.write_text(json.dumps(old))
+  assert workdir.claim(tmp_path, config()) == []
+  path.write_text(json.dumps(old | {"decoder.model.width": 32}))
+  with pytest.raises(WorkdirError, match="decoder.model.width: 32 ->"):
+    workdir.claim(tmp_path, config())
 
 
 def test_a_constant_schedule_can_be_made_longer(tmp_path):
