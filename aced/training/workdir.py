@@ -207,9 +207,9 @@ def _saved_anything(where: pathlib.Path) -> bool:
 def _longer(where, harmful, config) -> str:
   """How to train longer, where the length of a run of ours is what differs."""
   length = any(line.startswith("total_") for line in harmful)
-  if not length or "decoder.model" not in config:
+  if not length or "student.init" not in config:
     return ""
-  if config["decoder.model"]:
+  if config.get("decoder.model"):
     return (
       " The schedule of the learning rate hangs on the length of the run: to"
       " train a decoder for longer, begin anew in another --workdir."
