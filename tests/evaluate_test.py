@@ -252,6 +252,21 @@ def test_training_data_that_is_not_there_costs_no_score(model, data, tmp_path):
   assert note.startswith("no probe: ") and "/no.jsonl" in note
 
 
+def test_numbers_are_no_places_among_names_of_a_source(model, data, tmp_path):
+  names = 'class_names = ["dark", "middling", "light"]'
+  text = SUITE.replace(names, "").replace("tones.jsonl", "train.jsonl", 2)
+  text = text.replace("train.jsonl", "tones.jsonl", 1)
+  (tmp_path / "suite.toml").write_text(text)
+  lines = map(json.loads, (data / "tones.jsonl").read_text().splitlines())
+  tones = ("dark", "middling", "light")
+  train = [line | {"tone": tones.index(line["tone"])} for line in lines]
+  (data / "train.jsonl").write_text("\n".join(map(json.dumps, train)))
+  given = model, tmp_path / "suite.toml", data, tmp_path / "o"
+  result, _ = run(*given, tokenizer="bytes", probe=True)
+  (note,) = result["tasks"]["tones"]["notes"]
+  assert "no probe: " in note and "'0', which is not in label_names" in note
+
+
 @pytest.mark.parametrize(
   ("entry", "own", "wrong"),
   [

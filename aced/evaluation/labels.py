@@ -8,22 +8,31 @@ One rule for suites, evaluators of runs and probes:
 3. A label that differs from one name alone, by capitals, spaces or underscores,
    means that class; the records are counted in a note.
 
-Without class names those of the records are taken, sorted.
+Without class names those of the records are taken, sorted; where these are
+numbers, and the publisher of shards has laid a `classnames.txt` beside them,
+those of the file.
 """
 
 import collections
+import pathlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from aced.config import did_you_mean
+from aced.config import ConfigError, did_you_mean
+from aced.data.records import Slice
+from aced.data.sources.webdataset import WebDataset
 from aced.evaluation.evaluator import read_field
 
 _NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
 _TRUTH = {"false": 0, "true": 1}
 _LISTED = 3  # Names that a note has at most.
+# What publishers lay beside the folders of their shards: a class a line, in the
+# order of their numbers.
+NAMES_FILE = "classnames.txt"
 
 
 class Classes(NamedTuple):
@@ -114,7 +123,8 @@ def classes(
   Args:
     source: of the records.
     field: that holds the label.
-    class_names: of the classes; None is those of the source, sorted.
+    class_names: of the classes; None is those of the source, sorted, or those
+      beside it.
     label_names: what records call the classes, in the order of `class_names`;
       None is the same, or their numbers.
 
@@ -122,6 +132,8 @@ def classes(
     ValueError: a record whose label is none of them; the first is named.
   """
   texts = read(source, field)
+  if class_names is None and all(_number(t) is not None for t in set(texts)):
+    class_names = names_beside(source)
   if class_names is None:
     return _of_source(texts)
   names = tuple(class_names)
@@ -145,6 +157,32 @@ def classes(
       )
   labels = np.array([found[text] for text in texts], np.int64)
   return Classes(names, labels, False, (*notes, *_empty(names, labels)))
+
+
+def names_file(source: Any) -> pathlib.Path | None:
+  """Where the class names of shards are, if there; None of other sources."""
+  while isinstance(source, Slice):
+    source = source.source
+  if not isinstance(source, WebDataset):
+    return None
+  return pathlib.Path(source.pattern).expanduser().parent.parent / NAMES_FILE
+
+
+def names_beside(source: Any) -> tuple[str, ...] | None:
+  """The class names beside shards; None if there are none.
+
+  Raises:
+    ConfigError: the file is no text.
+  """
+  path = names_file(source)
+  if path is None or not path.is_file():
+    return None
+  try:
+    text = path.read_text("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path} is not UTF-8: {error}") from error
+  # A published list has a class whose name is empty.
+  return tuple(line.strip() for line in text.splitlines())
 
 
 def _of_source(texts):
@@ -291,6 +329,7 @@ def _number(text: str) -> int | None:
 
 def _plain(name: str) -> str:
   """A name without what names are often spelled differently by."""
+  name = unicodedata.normalize("NFKC", name)  # Names of files may have two.
   return " ".join(name.replace("_", " ").casefold().split())
 
 

@@ -199,7 +199,9 @@ class Runner:
       self.transform,
       class_names=evaluator.class_names,
       batch_size=self.batch_size,
-      label_names=found.label_names,
+      # Names that nobody gave have no order, so that numbers are none of them.
+      label_names=found.label_names
+      or (None if found.class_names else evaluator.class_names),
     )
     train.check()
     data = f"{identity.of_source(train.source)}, {self.reading}"

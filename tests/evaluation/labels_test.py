@@ -1,9 +1,12 @@
 """Which class a label means: names, numbers, and what is neither."""
 
+import io
+import tarfile
+
 import numpy as np
 import pytest
 
-from aced.data import records
+from aced.data import open_source, records
 from aced.evaluation import labels as module
 
 NAMES = ("cat", "dog", "bird")
@@ -111,6 +114,10 @@ def test_another_spelling_is_taken_and_told_of():
   np.testing.assert_array_equal(got.labels, [0, 0, 1])
   assert "the labels of 2 records are spelled otherwise" in got.notes[0]
   assert "'sea_lion' is taken for 'sea lion'" in got.notes[0]
+  # As file systems spell it.
+  np.testing.assert_array_equal(
+    classes(["cafe\u0301", "bar"], ["bar", "caf\u00e9"]).labels, [1, 0]
+  )
   # Letters of a hand are classes of their own.
   got = classes(["a", "A"], ["A", "a"])
   np.testing.assert_array_equal(got.labels, [1, 0])
@@ -158,3 +165,38 @@ def test_names_of_records_may_be_numbers():
   np.testing.assert_array_equal(got.labels, [1, 0])
   with pytest.raises(ValueError, match="'0', which is not in label_names"):
     classes([0, 10], ["cat", "dog"], [20, 10])
+
+
+@pytest.mark.parametrize("limit", ["", "&limit=2"])
+def test_names_beside_shards_are_those_of_numbers(tmp_path, limit):
+  source = open_source(shards(tmp_path, ["2", "0", "1"]) + limit)
+  assert module.classes(source, "label").numbered
+  file = tmp_path / "classnames.txt"
+  file.write_text("cat\ndog\nbird\n")
+  got = module.classes(source, "label")
+  assert got.names == NAMES and not got.numbered
+  assert got.labels.tolist() == [2, 0, 1][: len(source)]
+  # Names are their own, and of the config they go first.
+  got = module.classes(source, "label", ["a", "b", "c"])
+  assert got.names == ("a", "b", "c")
+  file.write_text("cat\n")
+  with pytest.raises(ValueError, match="count them from 0 to 0"):
+    module.classes(source, "label")
+
+
+def test_names_beside_shards_are_not_those_of_names(tmp_path):
+  source = open_source(shards(tmp_path, ["dog", "cat", "dog"]))
+  (tmp_path / "classnames.txt").write_text("Katze\nHund\n")
+  assert module.classes(source, "label").names == ("cat", "dog")
+
+
+def shards(folder, labels):
+  """The spec of a shard as publishers lay them."""
+  (folder / "test").mkdir()
+  with tarfile.open(folder / "test/0.tar", "w") as file:
+    for k, label in enumerate(labels):
+      for kind in ("jpg", "cls"):
+        member = tarfile.TarInfo(f"{k:04}.{kind}")
+        member.size = len(label)
+        file.addfile(member, io.BytesIO(label.encode()))
+  return f"webdataset:{folder}/test/*.tar?text=cls&label=cls"

@@ -11,10 +11,9 @@ from aced.config import ConfigError
 from aced.data import open_source
 from aced.data.records import Slice, Source
 from aced.data.specs import options_of
+from aced.evaluation.labels import names_beside, names_file
 from aced.evaluation.suites.task import Task
 
-# What publishers lay beside their shards: a class a line, in their order.
-CLASSES_FILE = "classnames.txt"
 # Shards of publishers have captions in the lines of one text.
 _SHARDS = "webdataset:"
 
@@ -198,10 +197,9 @@ def _classes(task, spec, source):
   # Of a suite of one's own; with no names they are those of the source.
   own = isinstance(task.classes, tuple)
   if spec.startswith(_SHARDS):
-    folder, note = _folder(spec), ""
-    beside = _beside(folder)
+    beside, file, note = names_beside(source), names_file(source), ""
     if beside is not None:
-      _check_count(task, beside, folder / CLASSES_FILE)
+      _check_count(task, beside, file)
       if names and beside != names:
         differ = sum(a != b for a, b in zip(beside, names, strict=True))
         note = (
@@ -212,8 +210,8 @@ def _classes(task, spec, source):
       return names or None, None, note
     if not names:
       raise ConfigError(
-        f"its class names come with the data, and there is no {CLASSES_FILE} in"
-        f" {folder}"
+        f"its class names come with the data, and there is no {file.name} in"
+        f" {file.parent}"
       )
     return names, tuple(str(k) for k in range(len(names))), note
   known = _declared(source)
@@ -239,25 +237,6 @@ def _check_count(task, names, where):
       f"class count mismatch: {where} names {len(names)} classes, and"
       f" {task.title} has {task.num_classes}"
     )
-
-
-def _folder(spec) -> pathlib.Path:
-  """The folder of a data set of shards: that of its splits."""
-  where = spec.removeprefix(_SHARDS).partition("?")[0]
-  return pathlib.Path(where).parent.parent
-
-
-def _beside(folder) -> tuple[str, ...] | None:
-  """The class names beside shards; None if there are none."""
-  path = folder / CLASSES_FILE
-  if not path.is_file():
-    return None
-  try:
-    text = path.read_text("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"{path} is not UTF-8: {error}") from error
-  # A published list has a class whose name is empty.
-  return tuple(line.strip() for line in text.splitlines())
 
 
 def _is_there(spec) -> bool:
