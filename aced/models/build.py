@@ -121,7 +121,8 @@ def tower_fields(
     given: of a config, as `plain` returns it.
 
   Raises:
-    ValueError: an unknown field or choice, or a value of another type.
+    ValueError: an unknown field or choice, a value of another type, or a share
+      that is none.
   """
   if not isinstance(given, Mapping):
     raise ValueError(
@@ -133,6 +134,11 @@ def tower_fields(
       raise ValueError(
         f"{tower}.{key}={checked[key]!r} is not known; it is one of"
         f" {', '.join(choices)}."
+      )
+  for key in ("dropout", "token_drop"):
+    if not 0 <= checked.get(key, 0) < 1:
+      raise ValueError(
+        f"{tower}.{key}={checked[key]} must be at least 0 and below 1."
       )
   return checked
 

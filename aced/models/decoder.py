@@ -357,10 +357,6 @@ def build_decoder(config: Mapping[str, Any]) -> Decoder:
       raise ValueError(
         f"decoder.{name}={getattr(decoder, name)} must be at least 1."
       )
-  if not 0 <= decoder.dropout < 1:
-    raise ValueError(
-      f"decoder.dropout={decoder.dropout} must be at least 0 and below 1."
-    )
   expand(decoder)
   return decoder
 

@@ -42,6 +42,8 @@ def test_config_dicts_and_lists_will_do():
     ({"text__pool_type": "tok"}, "text.pool_type='tok' is not known"),
     ({"image__posemb": "rope"}, "image.posemb='rope' is not known.*learn"),
     ({"text__dtype_mm": "fp8"}, "text.dtype_mm='fp8' is not known.*bfloat16"),
+    ({"image__dropout": 1.0}, "image.dropout=1.0 must be at least 0 and below"),
+    ({"image__token_drop": -0.1}, "image.token_drop=-0.1 must be at least 0"),
     # A maker of policies is no policy.
     ({"text__remat": "save_only_these_names"}, "text.remat='save_only_these"),
   ],
