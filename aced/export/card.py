@@ -40,7 +40,6 @@ import sys
 
 sys.path.append("stablehlo")
 import loader  # Needs jax and flatbuffers.
-
 {ids}
 zimg = loader.embed_images(pixels)  # uint8 (n, {size}, {size}, 3)
 ztxt = loader.embed_texts(ids)  # int32 (n, {length})
@@ -50,7 +49,6 @@ logits = loader.scale * zimg @ ztxt.T + loader.bias
 ```python
 import numpy
 import onnxruntime
-
 {ids}
 image = onnxruntime.InferenceSession("onnx/image.onnx")
 text = onnxruntime.InferenceSession("onnx/text.onnx")
@@ -80,7 +78,7 @@ from aced.data import tokenizers
 
 tokenizer = tokenizers.load("{{spec}}", {{length}})
 ids = tokenizer({TEXTS})"""
-NO_IDS = "# `ids` are of the tokenizer that the model was trained with."
+NO_IDS = "\n# `ids` are of the tokenizer that the model was trained with."
 TITLES = {
   "hf": "Hugging Face transformers",
   "npz": "big_vision and aced",
@@ -209,7 +207,7 @@ def _ids(one, student):
   there = f"{one.name}/{hf_tokenizer.FILE}" in one.files
   if one.name == "stablehlo":
     needs = "tokenizers" if there else "aced"
-    return f"ids = loader.tokenize({TEXTS})  # Needs {needs}."
+    return f"\ntexts = {TEXTS}\nids = loader.tokenize(texts)  # Needs {needs}."
   if there:
     return ONNX_IDS
   spec = carried.spec_of(student.tokenizer).replace(":", f":{one.name}/", 1)

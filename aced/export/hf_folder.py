@@ -40,8 +40,8 @@ def pipeline_problem(text_length: int) -> str:
   return (
     f"transformers' pipeline {PIPELINE!r} pads texts to {PIPELINE_LENGTH}"
     f" tokens, and this model takes {text_length}: it would {outcome}. Use"
-    " AutoModel and AutoProcessor. Students trained with"
-    f" input.text_length={PIPELINE_LENGTH} work in the pipeline too."
+    " AutoModel and AutoProcessor instead, which are right. Students trained"
+    f" with input.text_length={PIPELINE_LENGTH} work in the pipeline too."
   )
 
 

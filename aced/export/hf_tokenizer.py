@@ -167,6 +167,9 @@ def describe(tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
     # follows the file and adds nothing.
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": tokenizer.length,
+    # What a processor does to texts where its caller says nothing.
+    "padding": "max_length",
+    "truncation": True,
     "padding_side": "right",
     "truncation_side": "right",
     # The text tower has no mask: it sees the padding, as in training.

@@ -28,11 +28,11 @@ LOADER = '''\
 
     from loader import {names}, scale, bias
 
-It needs jax, and flatbuffers to read programs{needs}. Pictures are uint8
-`(n, {size}, {size}, 3)`, texts int32 `(n, {length})`; embeddings are float32
-`(n, {width})`, of length one. A picture and a text match with log-odds
-`scale * zimg @ ztxt + bias`. Each number of rows is compiled when it is first
-seen.
+It needs jax, and flatbuffers to read programs{needs}.
+Pictures are uint8 `(n, {size}, {size}, 3)`, texts int32 `(n, {length})`;
+embeddings are float32 `(n, {width})`, of length one. A picture and a text match
+with log-odds `scale * zimg @ ztxt + bias`. Each number of rows is compiled when
+it is first seen.
 """
 
 import functools

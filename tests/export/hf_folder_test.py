@@ -122,12 +122,14 @@ def test_what_the_pipeline_does_to_other_lengths_is_what_we_say(
     assert np.abs(differ).max() > 1e-3
   with released.quiet(), torch.no_grad():
     model = transformers.AutoModel.from_pretrained(folder)
-    inputs = transformers.AutoProcessor.from_pretrained(folder)(
-      text=prompts,
-      images=[picture()],
-      padding="max_length",
-      truncation=True,
-      return_tensors="pt",
-    )
-    assert inputs["input_ids"].shape[1] == length
-    assert_close(wanted, model(**inputs).logits_per_image)
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    # As the card says, and where one forgets to.
+    for given in ({"padding": "max_length", "truncation": True}, {}):
+      inputs = processor(
+        text=prompts, images=[picture()], return_tensors="pt", **given
+      )
+      assert inputs["input_ids"].shape[1] == length
+      assert_close(wanted, model(**inputs).logits_per_image)
+  with released.quiet():
+    short = processor(text=["a"])["input_ids"]
+  assert short == again.tokens(["a"]).tolist()
