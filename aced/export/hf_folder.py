@@ -21,8 +21,8 @@ from aced.models.variants import expand_image, expand_text
 from aced.pretrained import Pretrained
 
 # The tokens to which the pipeline "zero-shot-image-classification" of
-# transformers pads and cuts the texts of every SigLIP, whatever its tokenizer
-# says and its caller asks for (4.57 to 5.24).
+# transformers 5.24 pads and cuts the texts of every SigLIP. It neither asks the
+# tokenizer nor follows `tokenizer_kwargs`.
 PIPELINE = "zero-shot-image-classification"
 PIPELINE_LENGTH = 64
 

@@ -20,7 +20,7 @@ def write(folder: pathlib.Path, *, tokenizer: str, resize: str) -> None:
 
   Args:
     folder: of the weights.
-    tokenizer: the spec; its path, if it has one, is relative to `folder`. ""
+    tokenizer: the spec; its path, if it has one, is a name in `folder`. ""
       where the tokenizer is not known.
     resize: "bilinear" or "bicubic".
   """
@@ -38,7 +38,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     the tokenizer is made one inside `folder`.
 
   Raises:
-    ParamsError: the file is there and is not such a table.
+    ParamsError: the file is there and is not such a table, or the tokenizer
+      does not lie in `folder`.
   """
   path = folder / FILE
   if not path.is_file():
@@ -54,5 +55,11 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
       " aced.export writes it; restore it, or remove it and give tokenizer=."
     )
   kind, colon, name = fields["tokenizer"].partition(":")
+  # A file of others may not name one that lies elsewhere.
+  if "/" in name.partition("?")[0]:
+    raise ParamsError(
+      f"{path}: the tokenizer {fields['tokenizer']!r} must be a file in the"
+      " same folder, named without a path; remove aced.json and give tokenizer=."
+    )
   spec = f"{kind}:{folder / name}" if colon else kind
   return {"tokenizer": spec, "resize": fields["resize"]}

@@ -35,6 +35,14 @@ def test_nothing_is_said_without_one(tmp_path):
     ("{", "aced.json is not JSON"),
     ("[]", "must be a table of texts with tokenizer and resize"),
     ('{"tokenizer": "bytes"}', "must be a table of texts"),
+    (
+      '{"tokenizer": "sentencepiece:../a.model", "resize": "bilinear"}',
+      "must be a file in the same folder",
+    ),
+    (
+      '{"tokenizer": "hf:/a.json?pad=x/y", "resize": "bilinear"}',
+      "must be a file in the same folder",
+    ),
     ('{"tokenizer": null, "resize": "bilinear"}', "must be a table of texts"),
   ],
 )
