@@ -59,7 +59,8 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   if "/" in name.partition("?")[0]:
     raise ParamsError(
       f"{path}: the tokenizer {fields['tokenizer']!r} must be a file in the"
-      " same folder, named without a path; remove aced.json and give tokenizer=."
+      " same folder, named without a path; remove the table, and give"
+      " tokenizer=."
     )
   spec = f"{kind}:{folder / name}" if colon else kind
   return {"tokenizer": spec, "resize": fields["resize"]}
