@@ -42,7 +42,7 @@ _SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 REMARKS = {
   "first_of_several": "the first of several frames or pages",
   "thumbnail": "the first page is a thumbnail, as in raw files of cameras",
-  **greys.GUESSES,
+  **greys.REMARKS,
 }
 
 

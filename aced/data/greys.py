@@ -21,6 +21,10 @@ GUESSES = {
   "floats_to_255": "floats of no stored range, taken for 0..255",
   "range_by_tags": "greys of the range that tags of the TIFF give",
 }
+REMARKS = {
+  **GUESSES,
+  "high_bits_unused": "greys of 16 bits, none over 14: dark; 12 stored as 16?",
+}
 # Formats in which Pillow's numbers of 32 bits are 16 bits, scaled to the whole
 # range by what the file says of itself.
 _OF_16_BITS = ("PNG", "PPM", "JPEG2000")
@@ -45,7 +49,7 @@ def to_8_bits(image: Image.Image) -> tuple[np.ndarray, str]:
     image: for which `has_more_bits`.
 
   Returns:
-    `(h, w)` uint8, and the key of `GUESSES` that was applied, or "".
+    `(h, w)` uint8, and what is to be told of them: a key of `REMARKS`, or "".
 
   Raises:
     BadRecord: nothing says what is black and what is white.
@@ -55,18 +59,20 @@ def to_8_bits(image: Image.Image) -> tuple[np.ndarray, str]:
     values = values.view(np.int8)
   if not np.isfinite(values).all():
     raise _unknown("not all numbers (NaN or infinite)")
-  span, guess = _range(image, values, tags)
+  span, remark = _range(image, values, tags)
   greys = _scale(values, *span)
   inverted = tags.get(_INK) == _WHITE_IS_ZERO
-  return 255 - greys if inverted else greys, guess
+  return 255 - greys if inverted else greys, remark
 
 
 def _range(image, values, tags) -> tuple[tuple[float, float], str]:
-  """What is black and what is white, and by which guess."""
-  if image.mode.startswith("I;16"):
-    return (0, 4095 if _one(tags.get(_BITS)) == 12 else 65535), ""
-  if image.mode == "I" and image.format in _OF_16_BITS:
-    return (0, 65535), ""
+  """What is black and what is white, and what is to be told of it."""
+  if _one(tags.get(_BITS)) == 12:
+    return (0, 4095), ""
+  of_16 = image.mode == "I" and image.format in _OF_16_BITS
+  if of_16 or image.mode.startswith("I;16"):
+    unused = 0 < values.max() < 2**14
+    return (0, 65535), "high_bits_unused" if unused else ""
   least, most = _one(tags.get(_LEAST)), _one(tags.get(_MOST))
   if most is not None and (least or 0) < most:
     return (float(least or 0), float(most)), "range_by_tags"

@@ -50,17 +50,20 @@ def refusal(data):
 
 
 def test_16_bits_are_read_as_their_format_says():
-  """By the high byte, whatever the values: no guess, and nothing to tell."""
-  for values in (
-    RAMP.astype(np.uint16) * 257,
-    RAMP.astype(np.uint16) * 16 + 15,  # 12 bits in 16: dark.
-    RAMP.astype(np.uint16),
+  """By the high byte, whatever the values; dark ones are told of."""
+  wide = RAMP.astype(np.uint16)
+  for values, told in (
+    (wide * 257, []),
+    (wide * 100, []),
+    (wide * 64 + 63, ["high_bits_unused"]),  # 14 bits.
+    (wide * 16 + 15, ["high_bits_unused"]),  # 12 bits.
+    (wide, ["high_bits_unused"]),
+    (wide * 0, []),  # It shows nothing either way.
   ):
-    for data in (png(values), tiff(values)):
+    pgm = b"P5\n16 16\n65535\n" + values.astype(">u2").tobytes()
+    for data in (png(values), tiff(values), pgm):
       shows(data, values >> 8)
-      assert remarks(data) == []
-    head = b"P5\n16 16\n65535\n"
-    shows(head + values.astype(">u2").tobytes(), values >> 8)
+      assert remarks(data) == told
   deep = RAMP.astype(np.uint16) * 257
   big_endian = Image.frombytes("I;16B", (16, 16), deep.astype(">u2").tobytes())
   np.testing.assert_array_equal(from_pillow(big_endian)[..., 0], RAMP)
@@ -70,7 +73,7 @@ def test_a_range_in_the_header_is_taken():
   """That of a PGM, of which no value need be white."""
   pgm = b"P5\n16 16\n4095\n" + (RAMP * np.uint16(16)).astype(">u2").tobytes()
   shows(pgm, RAMP, slack=1)  # White is 4080 of 4095.
-  assert remarks(pgm) == []
+  assert remarks(pgm) == []  # All of its own range, scaled to 16 bits.
   dark = b"P5\n16 16\n4095\n" + RAMP.astype(">u2").tobytes()
   shows(dark, RAMP // 16, slack=1)  # And not 0..255 as they are.
   text = b"P2\n16 16\n1000\n" + b" ".join(b"%d" % v for v in range(256))

@@ -25,7 +25,7 @@ DARK = 15
 # What is told of pictures that are usable, and may not show what was meant.
 REMARKS = {
   **decoding.REMARKS,
-  "nearly_black": f"no value is above {DARK} of 255; 12 bits stored as 16?",
+  "nearly_black": f"no value is above {DARK} of 255",
   "several_lines": "its caption has several lines; ?lines=1 if each is one",
   "lost_letters": "its caption has \ufffd, where letters were lost earlier",
 }

@@ -44,6 +44,7 @@ MANY_FLAT = 0.05
 MANY_REMARKED = {
   **dict.fromkeys(GUESSES, 0.0),
   "thumbnail": 0.0,
+  "high_bits_unused": 0.01,
   "nearly_black": 0.01,
 }
 # A squashed picture whose sides differ more than this is hard to make out.

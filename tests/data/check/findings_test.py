@@ -219,6 +219,7 @@ def test_pictures_that_are_read_by_a_guess_are_told(write):
     "floats_to_1": 2,
     "first_of_several": 1,
     "ints_to_255": 1,
+    "high_bits_unused": 1,
     "nearly_black": 1,
     "thumbnail": 1,
   }
