@@ -23,7 +23,7 @@ GUESSES = {
 }
 REMARKS = {
   **GUESSES,
-  "high_bits_unused": "greys of 16 bits, none over 14: dark; 12 stored as 16?",
+  "high_bits_unused": "greys of 16 bits, the high 2 unused: 12 stored as 16?",
 }
 # Formats in which Pillow's numbers of 32 bits are 16 bits, scaled to the whole
 # range by what the file says of itself.
