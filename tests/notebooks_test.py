@@ -12,7 +12,7 @@ def execute(path, folder):
   notebook = nbformat.read(path, as_version=4)
   client = nbclient.NotebookClient(
     notebook,
-    timeout=600,
+    timeout=None,  # A busy machine takes its time.
     kernel_name="python3",
     resources={"metadata": {"path": str(folder)}},
   )

@@ -93,7 +93,8 @@ def widths(
     )
     return model.apply({"params": params}, image, labels)[:2]
 
-  zimg, ztxt = jax.eval_shape(embed, jax.random.key(0))
+  # A key that is not made: a guard may forbid what that moves to a device.
+  zimg, ztxt = jax.eval_shape(embed, jax.eval_shape(jax.random.key, 0))
   return zimg.shape[1], ztxt.shape[1]
 
 

@@ -88,7 +88,7 @@ def aced_config(large):
 def from_checkpoint(path):
   """Student and reference of a trainer's checkpoint, on larger pictures."""
   config = base("_mask")
-  config.total_steps = 2
+  config.total_steps = 3
   config.input.pp = config.input.pp.replace("decode(16)", "decode(24)")
   config.model_init = path
   table = {"model_name": config.model_name, "model": towers(32)}
