@@ -1,6 +1,7 @@
 """What curation and objectives see of a model: its embeddings and its scale."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,15 @@ import jax.numpy as jnp
 # By default a TPU multiplies float32 in bfloat16: at a temperature of 100 that
 # is an error of tenths of a nat in a score.
 PRECISION = jax.lax.Precision.HIGHEST
+
+
+# What a dict may call each part: our name, and that of open_clip.
+NAMES = {
+  "zimg": "image_features",
+  "ztxt": "text_features",
+  "t": "logit_scale",
+  "b": "logit_bias",
+}
 
 
 class Embeddings(NamedTuple):
@@ -35,6 +45,38 @@ class Embeddings(NamedTuple):
   def stop_gradient(self) -> "Embeddings":
     """Returns the same embeddings as constants of differentiation."""
     return jax.tree.map(jax.lax.stop_gradient, self)
+
+
+def named(name: str, model: Any) -> Embeddings:
+  """Returns a model's `Embeddings`, given as such, as a tuple or as a dict.
+
+  Values are left as they are, traced or not, of whatever framework.
+
+  Args:
+    name: of the argument, for the message.
+    model: `(zimg, ztxt, t, b)`, `b` perhaps left out; or a dict with these keys
+      or those of open_clip, which has None for a `b` that is not there.
+
+  Raises:
+    ValueError: a part is missing.
+  """
+  found = {}
+  if isinstance(model, Mapping):
+    ours = {theirs: our for our, theirs in NAMES.items()}
+    found = {ours.get(key, key): value for key, value in model.items()}
+  elif isinstance(model, tuple | list) and len(model) in (3, 4):
+    found = dict(zip(NAMES, model, strict=False))
+  missing = [key for key in ("zimg", "ztxt", "t") if found.get(key) is None]
+  if missing:
+    raise ValueError(
+      f"{name}, a {type(model).__name__}, has no {', '.join(missing)}; expected"
+      " Embeddings, a tuple (zimg, ztxt, t, b), or a dict with these keys or"
+      f" {', '.join(NAMES.values())}."
+    )
+  b = found.get("b")
+  return Embeddings(
+    found["zimg"], found["ztxt"], found["t"], 0.0 if b is None else b
+  )
 
 
 def logits(

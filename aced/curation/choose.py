@@ -9,6 +9,7 @@ whoever passes their arrays has done so.
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from aced.curation import samplers
-from aced.curation.scores import LOSSES, SCORES, check_choice, signed_models
+from aced.curation.scores import LOSSES, SCORES, check_choice, needed_models
 from aced.curation.sizes import check_sizes
-from aced.embeddings import Embeddings
+from aced.embeddings import Embeddings, named
 
 METHODS = {
   "joint": samplers.sample_jointly,
@@ -33,13 +34,11 @@ Array = Any
 NORM_TOLERANCE = 0.01
 SIDES = ("zimg", "ztxt")
 _STATIC = ("method", "batch_size", "num_chunks", "score", "loss", "normalize")
-# What a dict may call each part: our name, and that of open_clip.
-_NAMES = {
-  "zimg": "image_features",
-  "ztxt": "text_features",
-  "t": "logit_scale",
-  "b": "logit_bias",
-}
+# Scales start at 10 or 14 and grow to about 100 (CLIP) or 120 (SigLIP). Their
+# logarithms, which are the parameters, are below the one, what was raised to
+# the power twice above the other.
+LOGARITHMS, EXPONENTIALS = 5.0, 1000.0
+_WARNED: set[str] = set()
 
 
 class SelectedBatch(NamedTuple):
@@ -98,7 +97,9 @@ def select_batch(
   student and reference may differ. `t` and `b` are numbers, or arrays of one:
   what multiplies similarities and what is added to them. In open_clip `t` is
   `model.logit_scale.exp()`, not the parameter itself, and `b` is
-  `model.logit_bias`; 0 or None for a CLIP model, which has none.
+  `model.logit_bias`; 0 or None for a CLIP model, which has none. A `t` below 5
+  or above 1,000 is warned of, once: it is likely that the exponential was not
+  taken, or taken twice.
 
   Args:
     student: the model that is trained, without dropout; None for the score
@@ -155,6 +156,8 @@ def select_batch(
   # One wait for all; positions stay on their device if jax asked for them.
   stats, report = jax.device_get((drawn[2:], report))
   _check_rows(report)
+  for name, model in models.items():
+    _warn_of_scale(f"{name}.t", model.t)
   found = _like(next(iter(arrays.values())), *drawn[:2])
   return SelectedBatch(*found, *(float(x) for x in stats))
 
@@ -216,7 +219,7 @@ def _unit(z):
 def _models(student, reference, score, needed):
   """The models that `score` looks at, by name; all of them if `needed`."""
   if needed:
-    signed_models(student, reference, score)  # Refuses a missing one by name.
+    needed_models(student, reference, score)  # Refuses a missing one by name.
   check_choice("score", score, SCORES)
   given = {"student": student, "reference": reference}
   return {
@@ -228,28 +231,31 @@ def _models(student, reference, score, needed):
 
 def _as_embeddings(name, model):
   """`Embeddings` of a tuple or dict, with `t` and `b` as Python floats."""
-  found = {}
-  if isinstance(model, Mapping):
-    both = {theirs: ours for ours, theirs in _NAMES.items()}
-    found = {both.get(key, key): value for key, value in model.items()}
-  elif isinstance(model, tuple | list) and len(model) in (3, 4):
-    found = dict(zip(_NAMES, model, strict=False))
-  missing = [key for key in ("zimg", "ztxt", "t") if found.get(key) is None]
-  if missing:
-    raise ValueError(
-      f"{name}, a {type(model).__name__}, has no {', '.join(missing)}; expected"
-      " Embeddings, a tuple (zimg, ztxt, t, b), or a dict with these keys or"
-      f" {', '.join(_NAMES.values())}."
-    )
-  t = _scalar(f"{name}.t", found["t"])
+  model = named(name, model)
+  t = _scalar(f"{name}.t", model.t)
   if t <= 0:
     raise ValueError(
       f"{name}.t={t:g} must be positive: it multiplies similarities, and is"
       " the exponential of the parameter (in open_clip logit_scale.exp())."
     )
-  b = found.get("b")
-  b = 0.0 if b is None else _scalar(f"{name}.b", b)
-  return Embeddings(found["zimg"], found["ztxt"], t, b)
+  return model._replace(t=t, b=_scalar(f"{name}.b", model.b))
+
+
+def _warn_of_scale(name, t):
+  """Warns, once, of a scale that is likely to be something else."""
+  if LOGARITHMS <= t <= EXPONENTIALS or name in _WARNED:
+    return
+  if t < LOGARITHMS:
+    meant = f"its logarithm; pass exp(t), {math.exp(t):.4g}"
+  else:
+    meant = f"its exponential; pass log(t), {math.log(t):.4g}"
+  warnings.warn(
+    f"{name}={t:.4g}, which multiplies similarities, looks like {meant}."
+    " Trained models have about 10 to 200. If it is meant:"
+    f' warnings.filterwarnings("ignore", "{name}").',
+    stacklevel=3,  # Where `select_batch` was called.
+  )
+  _WARNED.add(name)
 
 
 def _scalar(name, x):

@@ -26,6 +26,7 @@ from aced.curation.scores import (
   LOSSES,
   SCORES,
   added_scores,
+  as_embeddings,
   check_choice,
   conditional_scores,
   pair_scores,
@@ -94,8 +95,9 @@ def sample_jointly(
 
   Args:
     rng: a jax PRNG key.
-    student: embeddings of the `n` candidates by the student, at its own scale;
-      may be None if `score` is "easy_reference".
+    student: embeddings of the `n` candidates by the student, at its own scale,
+      as `Embeddings` or a tuple or dict of the same; may be None if `score` is
+      "easy_reference".
     reference: the same by the frozen reference; may be None if `score` is
       "hard". Its width may differ from the student's.
     batch_size: `b`, how many to draw.
@@ -116,7 +118,7 @@ def sample_jointly(
 
   Raises:
     ValueError: an unknown score, loss, scope or kernel, a model that is needed
-      is None, or sizes that do not divide.
+      is None, shapes that do not fit, or sizes that do not divide.
   """
   models = signed_models(student, reference, score)
   check_choice("loss", loss, LOSSES)
@@ -237,7 +239,9 @@ def sample_uniformly(
     ValueError: neither a model nor a mask is given, or sizes do not fit.
   """
   del num_chunks, gain, temperature, kernel
-  known = [m.zimg.shape[0] for m in (student, reference) if m is not None]
+  given = {"student": student, "reference": reference}
+  models = [as_embeddings(k, m) for k, m in given.items() if m is not None]
+  known = [model.zimg.shape[0] for model in models]
   known += [] if mask is None else [mask.shape[0]]
   if not known:
     raise ValueError(
@@ -298,6 +302,8 @@ def _on_shards(
 
 def _available(mask, n):
   """The mask as `(n,)` bool; everything is available where there is none."""
+  if mask is not None and jnp.shape(mask) != (n,):
+    raise ValueError(f"mask has shape {jnp.shape(mask)}; expected ({n},).")
   return jnp.ones((n,), bool) if mask is None else jnp.asarray(mask, bool)
 
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from aced.curation.shards import Shards
-from aced.embeddings import PRECISION, Embeddings, logits
+from aced.embeddings import PRECISION, Embeddings, logits, named
 
 # Signs with which each model's loss enters a score: (student, reference).
 SCORES = {
@@ -54,10 +54,32 @@ def signed_models(
     score: a key of `SCORES`.
 
   Raises:
+    ValueError: an unknown score, a model that the score needs is None or lacks
+      a part, or shapes that do not fit.
+  """
+  models = [
+    (sign, as_embeddings(name, model))
+    for name, (sign, model) in needed_models(student, reference, score).items()
+  ]
+  sizes = [model.zimg.shape[0] for _, model in models]
+  if len({*sizes}) > 1:
+    raise ValueError(
+      f"student and reference hold {' and '.join(map(str, sizes))} pairs;"
+      " expected the same super-batch."
+    )
+  return models
+
+
+def needed_models(
+  student: Any, reference: Any, score: str
+) -> dict[str, tuple[float, Any]]:
+  """Returns name -> `(sign, model)` of the models that `score` needs.
+
+  Raises:
     ValueError: an unknown score, or a model that the score needs is None.
   """
   check_choice("score", score, SCORES)
-  models = []
+  models = {}
   for name, sign, model in zip(
     ("student", "reference"), SCORES[score], (student, reference), strict=True
   ):
@@ -67,8 +89,36 @@ def signed_models(
         " None; pass them or choose another score."
       )
     if sign:
-      models.append((sign, model))
+      models[name] = sign, model
   return models
+
+
+def as_embeddings(name: str, model: Any) -> Embeddings:
+  """Returns a model's `Embeddings`, given as `named` takes them, checked.
+
+  Args:
+    name: "student" or "reference", for the message.
+    model: its arrays may be traced.
+
+  Raises:
+    ValueError: a part is missing, embeddings are not `(n, d)` both, or `t` or
+      `b` is not one number.
+  """
+  model = named(name, model)
+  shape, other = jnp.shape(model.zimg), jnp.shape(model.ztxt)
+  if len(shape) != 2 or shape != other:
+    raise ValueError(
+      f"{name}.zimg has shape {shape} and {name}.ztxt {other}; expected (n, d)"
+      " of both."
+    )
+  for part in ("t", "b"):
+    found = jnp.shape(getattr(model, part))
+    if found not in ((), (1,)):
+      raise ValueError(f"{name}.{part} has shape {found}; expected one number.")
+    if found:  # Else a mesh would split it, as it does rows.
+      value = jnp.reshape(getattr(model, part), ())
+      model = model._replace(**{part: value})
+  return model
 
 
 def pair_logits(model: Embeddings) -> jax.Array:
@@ -208,6 +258,8 @@ def _softmax_conditional(
   models: SignedModels, num_chunks: int, chunk_size: int, shards: Shards
 ) -> Conditional:
   """Conditional scores under the softmax loss, exact once `A` is not empty.
+
+  (DRRho-CLIP's published variant leaves out the candidate's own terms.)
 
   With `R_k`, `C_k` the log-sum-exp of row and column `k` over `A`,
 

@@ -62,8 +62,8 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> str:
     "Fetch the same weights as safetensors; or, if you trust the file, make"
     " them of it where torch is installed: python -c 'import torch,"
     " safetensors.torch as s; s.save_file({k: v.clone().contiguous() for k, v"
-    f' in torch.load("{source}", map_location="cpu", weights_only=True).items()}},'
-    f' "{target}")\''
+    f' in torch.load("{source}", map_location="cpu", weights_only=True)'
+    f'.items()}}, "{target}")\''
   )
 
 

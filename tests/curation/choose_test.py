@@ -1,5 +1,8 @@
 """The selection for other trainers: against the samplers and brute force."""
 
+import re
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +267,42 @@ def test_what_cannot_be_scored_is_refused_by_name(models):
   for change, message in cases:
     with pytest.raises(ValueError, match=message):
       select_batch(**good | change)
+
+
+@pytest.mark.parametrize(
+  ("t", "what"),
+  [
+    (2.3, "looks like its logarithm; pass exp(t), 9.974"),
+    (4.6, "looks like its logarithm; pass exp(t), 99.48"),
+    (22026.5, "looks like its exponential; pass log(t), 10"),
+  ],
+)
+def test_scales_that_look_like_logarithms_are_warned_of_once(
+  models, monkeypatch, t, what
+):
+  monkeypatch.setattr(choose, "_WARNED", set())
+  student, reference = models()
+  plain = select_batch(student, reference, batch_size=16)
+  given = (*reference[:2], np.float32(t), reference[3])
+  with pytest.warns(UserWarning, match=re.escape(what)) as told:
+    got = select_batch(student, given, batch_size=16)
+  # It names its caller, and how to be rid of it.
+  assert told[0].filename == __file__ and len(told) == 1
+  assert str(told[0].message).startswith(f"reference.t={t:.4g}, which multi")
+  assert '"ignore", "reference.t"' in str(told[0].message)
+  # As before, and no second word of it: warnings are errors here.
+  again = select_batch(student, given, batch_size=16)
+  np.testing.assert_array_equal(again.indices, got.indices)
+  assert not np.array_equal(plain.indices, got.indices)
+
+
+def test_a_small_scale_that_is_meant_can_be_silenced(models, monkeypatch):
+  monkeypatch.setattr(choose, "_WARNED", set())
+  student, reference = models()
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "student.t")
+    select_batch((*student[:2], 1.5), reference, batch_size=16)
+  assert "student.t" in choose._WARNED
 
 
 def test_arrays_of_other_kinds_are_refused_by_name(models):

@@ -214,6 +214,59 @@ def test_one_and_eight_devices_select_the_same(make_embeddings):
   np.testing.assert_allclose(one.scores, eight.scores, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "sampler", [sample_jointly, sample_independently, sample_uniformly]
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_models_come_as_tuples_and_dicts_too(
+  make_embeddings, sampler, compiled
+):
+  models = [make_embeddings(k, n=32, d=8) for k in range(2)]
+
+  def draw(*given):
+    return sampler(jax.random.key(3), *given, batch_size=8, num_chunks=2)
+
+  draw = jax.jit(draw) if compiled else draw
+  want = draw(*models)
+  theirs = [
+    {
+      "image_features": m.zimg,
+      "text_features": m.ztxt,
+      "logit_scale": jnp.reshape(jnp.float32(m.t), 1),
+      "logit_bias": jnp.reshape(jnp.float32(m.b), 1),
+    }
+    for m in models
+  ]
+  for given in ([tuple(m) for m in models], [[*m] for m in models], theirs):
+    found = draw(*given)
+    np.testing.assert_array_equal(found.indices, want.indices)
+    np.testing.assert_allclose(found.scores, want.scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_models_that_do_not_fit_are_refused_by_name(make_embeddings, compiled):
+  good, short = make_embeddings(0, n=32, d=8), make_embeddings(1, n=16, d=8)
+
+  def draw(student, reference, mask=None):
+    key = jax.random.key(0)
+    return sample_jointly(
+      key, student, reference, batch_size=8, num_chunks=2, mask=mask
+    )
+
+  draw = jax.jit(draw) if compiled else draw
+  mixed = good._replace(ztxt=short.ztxt)
+  for arguments, message in (
+    ((tuple(good)[:2], good), "student, a tuple, has no zimg, ztxt, t; expect"),
+    ((good, {"zimg": good.zimg, "t": 5.0}), "reference, a dict, has no ztxt"),
+    ((mixed, good), r"student.zimg has shape \(32, 8\) and student.ztxt \(16,"),
+    ((good, short), "student and reference hold 32 and 16 pairs"),
+    ((good, good._replace(t=jnp.ones(32))), r"reference.t has shape \(32,\)"),
+    ((good, good, jnp.ones(1, bool)), r"mask has shape \(1,\); expected \(32,"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      draw(*arguments)
+
+
 def test_sizes_that_do_not_fit_are_refused_by_name(make_embeddings):
   models = make_embeddings(0), make_embeddings(1)
   with pytest.raises(ValueError, match="not divisible by num_chunks=5"):

@@ -251,6 +251,45 @@ def test_refuses_what_rows_cannot_have(tmp_path):
     find(tmp_path, LENGTH)
 
 
+def test_refuses_a_file_that_its_class_contradicts(tmp_path):
+  gemma(tmp_path, model="siglip")
+  path = tmp_path / "tokenizer.json"
+  file = json.loads(path.read_text())
+  file["truncation"] = {"direction": "Left", "max_length": 8, "stride": 0}
+  file["truncation"]["strategy"] = "LongestFirst"
+  path.write_text(json.dumps(file))
+  with pytest.raises(ConfigError, match="truncation_side='left'; rows are cut"):
+    find(tmp_path, LENGTH)
+  models.hugging_face("bert").save(str(path))
+  own = {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]"}
+  write(tmp_path, "tokenizer_config.json", own | {"do_lower_case": False})
+  with pytest.raises(ConfigError, match="do_lower_case=False, and tokenizer.j"):
+    find(tmp_path, LENGTH)
+  write(tmp_path, "tokenizer_config.json", own | {"do_lower_case": True})
+  assert find(tmp_path, LENGTH).endswith("?special=1&pad=[PAD]")
+
+
+@pytest.mark.parametrize(
+  "name", ["tokenizer.json", "tokenizer_config.json", "config.json"]
+)
+def test_says_what_a_file_is_that_is_none(tmp_path, name):
+  gemma(tmp_path)
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+  (tmp_path / name).write_text(pointer)
+  with pytest.raises(
+    ConfigError, match=f"{name} is a Git LFS pointer, not the"
+  ):
+    find(tmp_path, LENGTH)
+
+
+def test_says_what_a_model_is_that_is_none(tmp_path):
+  for own in ({}, {"pad_token": "<pad>"}):
+    siglip(tmp_path, **own)
+    (tmp_path / "spiece.model").write_text("<!DOCTYPE html><html></html>")
+    with pytest.raises(ConfigError, match="spiece.model is.* a web page, perh"):
+      find(tmp_path, LENGTH)
+
+
 def test_merges_alone_are_to_be_converted(tmp_path):
   vocab, merges = clip(tmp_path)
   (tmp_path / "tokenizer.json").unlink()
