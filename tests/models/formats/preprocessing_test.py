@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from absl import logging
 
 from aced.models.formats.preprocessing import read_processor
 from aced.models.trees import ParamsError
@@ -108,6 +109,11 @@ def test_reads(tmp_path, content, want):
     (SIGLIP | {"do_rescale": False}, "do_rescale=False; only"),
     (without(SIGLIP, "image_processor_type", "size"), r"KeyError\('size'\)"),
     ({"max_num_patches": 250, "resample": 2, **SIGLIP}, "=250, no square"),
+    (SIGLIP | {"do_flip_channel_order": True}, "do_flip_channel_order=True is"),
+    (
+      SIGLIP | {"do_pad": True},
+      "do_pad=True is not done here; expected none b",
+    ),
     ([], "is no table of options"),
   ],
 )
@@ -117,6 +123,25 @@ def test_refuses_by_name(tmp_path, content, message):
     ParamsError, match=f"(?s)preprocessor_config.json.*{message}"
   ):
     read_processor(tmp_path)
+
+
+def test_steps_that_change_nothing_may_be_set(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+  write(tmp_path, SIGLIP)
+  want = read_processor(tmp_path)
+  steps = {"do_convert_rgb": True, "do_resize": False, "do_pad": None}
+  write(tmp_path, SIGLIP | steps | {"do_flip_channel_order": False})
+  assert read_processor(tmp_path) == want
+  assert not caplog.records
+
+
+def test_pictures_that_were_cut_are_told_of(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+  write(tmp_path, {"image_processor_type": "CLIPImageProcessor"})
+  read_processor(tmp_path)
+  assert "no squares were cut out of the middle there; here they are" in (
+    caplog.text
+  )
 
 
 def test_refuses_files_that_are_missing_or_damaged(tmp_path):
