@@ -78,3 +78,18 @@ def test_ways_are_named(tmp_path):
   specs = models.write(tmp_path)
   with pytest.raises(ConfigError, match="clean=upper must be one of whitespa"):
     load(specs["c4"] + "?clean=upper", 8)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("how", HOW)
+def test_texts_are_cleaned_as_in_open_clip(how):
+  their = pytest.importorskip(
+    "open_clip.tokenizer", reason="cleans texts; of the extra `parity`"
+  )
+  names = {"whitespace_underscore": "_clean_whitespace_underscore"}
+  if not hasattr(their, names.get(how, "get_clean_fn")):
+    pytest.skip(f"this open_clip is older than {how}")
+  clean = their.get_clean_fn(how)
+  for text in [*TEXTS, *models.mixed(300)]:
+    text = text.replace("\udcff", "?")
+    assert cleaned(text, how) == clean(text), text
