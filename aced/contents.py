@@ -5,31 +5,69 @@ For messages: what reads a file finds out for itself whether it can.
 
 import os
 import pathlib
+import re
 import string
 import zipfile
 from typing import Any
 
-_HEAD = 512
+HEAD = 512  # Bytes of a file that tell what it is.
 _TEXT = frozenset(string.printable.encode())
 _FETCH = "fetch it again"
 PICKLE = "a pickle, which can run code and is never read"
-# First bytes, in lower case -> what a file is that begins so.
-_STARTS = {
-  b"version https://git-lfs": (
-    "a Git LFS pointer, not the file itself: run `git lfs pull` where it was"
-    f" cloned, or {_FETCH}"
-  ),
-  b"<!doctype html": f"a web page, perhaps of an error: {_FETCH}",
-  b"<html": f"a web page, perhaps of an error: {_FETCH}",
-  b"<?xml": f"an XML page, perhaps of an error: {_FETCH}",
-  b"\x1f\x8b": "compressed by gzip: unpack it",
-  b"\x89hdf": "HDF5, which is not read here",
-  b"gguf": "GGUF, which is not read here",
-}
+_BLANK = rb"(?:\xef\xbb\xbf)?\s*"
+# Patterns of first bytes, and what a file is that begins so; the first counts.
+_HEADS = tuple(
+  (re.compile(head, re.DOTALL | re.IGNORECASE), what)
+  for head, what in (
+    (rb"\Z", f"an empty file: {_FETCH}"),
+    (rb"\0+\Z", f"nothing but zeros, as of a broken download: {_FETCH}"),
+    (
+      _BLANK + rb"version https://git-lfs",
+      "a Git LFS pointer, not the file itself: run `git lfs pull` where it was"
+      f" cloned, or {_FETCH}",
+    ),
+    (
+      _BLANK + rb"<(?:!doctype html|html|head)",
+      f"a web page, perhaps of an error: {_FETCH}",
+    ),
+    (_BLANK + rb"<\?xml", f"an XML page, perhaps of an error: {_FETCH}"),
+    (rb"\x1f\x8b", "compressed by gzip: unpack it"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it"),
+    (rb"BZh\d", "compressed by bzip2: unpack it"),
+    (rb"\xfd7zXZ\0", "compressed by xz: unpack it"),
+    (rb"PK", "a zip archive: unpack it"),
+    # Protocols 2 to 5, all that anything writes by now.
+    (rb"\x80[\x02-\x05]", PICKLE),
+    (rb"\x89hdf", "HDF5, which is not read here"),
+    (rb"gguf", "GGUF, which is not read here"),
+    (rb"PAR1", "Parquet"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16: write it anew as UTF-8"),
+    (_BLANK + rb"\[", "a JSON array: write one object a line"),
+    (
+      _BLANK + rb"[\w ]+(?:[,\t;][\w ]+)+\r?\n",
+      "a table of text (CSV): write one JSON object a line",
+    ),
+  )
+)
+
+
+def describe_head(head: bytes) -> str:
+  """Says what a file is; "" where its first bytes do not tell.
+
+  Args:
+    head: its first `HEAD` bytes, or all of it.
+  """
+  return next((what for start, what in _HEADS if start.match(head)), "")
+
+
+def sentence(head: bytes) -> str:
+  """Returns " The file is ...", to end a message with, or ""."""
+  found = describe_head(head)
+  return f" The file is {found}." if found else ""
 
 
 def describe(path: str | os.PathLike) -> str:
-  """Says what a file is; "" where its first bytes do not tell.
+  """Says what a file is; "" where that cannot be told.
 
   Args:
     path: of a file.
@@ -38,20 +76,13 @@ def describe(path: str | os.PathLike) -> str:
     OSError: it cannot be read.
   """
   with open(path, "rb") as file:
-    head = file.read(_HEAD)
-  if not head:
-    return f"an empty file: {_FETCH}"
-  for start, what in _STARTS.items():
-    if head.lstrip().lower().startswith(start):
-      return what
+    head = file.read(HEAD)
   if head.startswith(b"PK"):
     return _zip(path)
-  # Protocols 2 to 5, all that anything writes by now.
-  if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
-    return PICKLE
-  if len(head) < _HEAD and _TEXT.issuperset(head):
+  found = describe_head(head)
+  if not found and len(head) < HEAD and _TEXT.issuperset(head):
     return f"a text, {head.decode()[:60]!r}: {_FETCH}"
-  return ""
+  return found
 
 
 def not_json(path: str | os.PathLike, problem: Any) -> str:
@@ -65,12 +96,9 @@ def not_json(path: str | os.PathLike, problem: Any) -> str:
     found = describe(path)
   except OSError:
     found = ""
-  # JSON is a text itself.
-  return (
-    f"is not JSON: {problem}"
-    if found[:6] in ("", "a text")
-    else (f"is {found}")
-  )
+  # JSON is a text itself, perhaps an array.
+  itself = not found or found.startswith(("a text", "a JSON", "a table"))
+  return f"is not JSON: {problem}" if itself else f"is {found}"
 
 
 def _zip(path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from aced import contents
+from aced.contents import HEAD
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
@@ -46,6 +47,12 @@ def arrays():
     (b"PK", "a zip archive that was cut short"),
     (b"Entry not found", "a text, 'Entry not found': fetch it again"),
     (b"\x89HDF\r\n\x1a\n", "HDF5, which is not read here"),
+    (bytes(HEAD), "nothing but zeros"),
+    (b"PAR1", "Parquet"),
+    ("text".encode("utf-16"), "UTF-16: write it anew"),
+    (b"\xef\xbb\xbf [1]", "a JSON array"),
+    (b"image,text\r\n", "a table of text (CSV)"),
+    (b"image\ttext\n", "a table of text (CSV)"),
   ],
 )
 def test_describe(tmp_path, content, what):
@@ -66,6 +73,15 @@ def test_not_json(tmp_path):
   path = tmp_path / "a.json"
   path.write_bytes(POINTER)
   assert contents.not_json(path, "x").startswith("is a Git LFS pointer")
-  for content in (b"{", json.dumps(list(range(900))).encode(), b"\xff\xfe"):
+  for content in (b"{", json.dumps(list(range(900))).encode(), b"a,b\n"):
     path.write_bytes(content)
     assert contents.not_json(path, "cut") == "is not JSON: cut"
+
+
+@pytest.mark.parametrize("head", [b'{"a": 1}', b"\xff\xd8\xff", b"a cat\n"])
+def test_first_bytes_that_tell_nothing(head):
+  assert contents.describe_head(head) == contents.sentence(head) == ""
+
+
+def test_sentence():
+  assert contents.sentence(POINTER).startswith(" The file is a Git LFS pointer")

@@ -23,7 +23,7 @@ LAYERS = [
   {"training", "evaluation", "bv", "pretrained"},
   {"data", "curation", "objectives", "models", "presets"},
   {"config"},
-  {"contents", "embeddings", "files", "heads", "meshes", "pages"},
+  {"contents", "embeddings", "files", "meshes", "pages"},
 ]
 # `config` checks names against what curation and objectives offer.
 EXCEPTIONS = {("config", "curation"), ("config", "objectives")}

@@ -249,7 +249,7 @@ def test_a_missing_package_is_named_before_anything_is_written(
   )
   given = [str(tmp_path / "w.npz"), "--tokenizer", "bytes"]
   assert main([*given, "--output", str(tmp_path / "out")]) == 2
-  assert "needs the package onnx: pip install -e \".[onnx]\"" in (
+  assert 'needs the package onnx: pip install -e ".[onnx]"' in (
     capsys.readouterr().err
   )
   assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import braceexpand
 import fsspec
 
-from aced import heads
+from aced import contents
 from aced.config import did_you_mean
 from aced.data.records import SourceError
 
@@ -209,10 +209,10 @@ class Storage:
 def what_it_is(path: str) -> str:
   """Says what a file is that was taken for another, to end a message with."""
   try:
-    head = Storage([path]).read(0, 0, heads.SIZE)
+    head = Storage([path]).read(0, 0, contents.HEAD)
   except OSError:
     return ""  # The message that this would end says as much.
-  return heads.sentence(head)
+  return contents.sentence(head)
 
 
 class _File:

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from aced import heads
+from aced import contents
 from aced.data.records import SourceError
 from aced.data.sources import tar
 from aced.data.sources.storage import Storage, is_remote
@@ -320,9 +320,9 @@ class _Records:
 
 def _explain_nothing(storage, number) -> None:
   """Refuses a file without a member that is no tar archive at all."""
-  head = storage.read(number, 0, heads.SIZE)
+  head = storage.read(number, 0, contents.HEAD)
   # Zeros alone are an archive of nothing.
-  if head.strip(b"\0") and (found := heads.sentence(head)):
+  if head.strip(b"\0") and (found := contents.sentence(head)):
     raise SourceError(
       f"{storage.paths[number]} is no tar archive that can be read in any"
       f" order.{found}"

@@ -150,14 +150,14 @@ def test_pictures_lie_beside_the_file_of_their_line(write, tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (gzip.compress(b'{"text": "a"}'), r"compressed \(gzip\); unpack it"),
-    ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16; write it anew as UTF-8"),
-    (b'[{"text": "a"}]', "is a JSON array; write one object a line"),
+    (gzip.compress(b'{"text": "a"}'), "compressed by gzip: unpack it"),
+    ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16: write it anew as UTF-8"),
+    (b'[{"text": "a"}]', "is a JSON array: write one object a line"),
     (b'[\n  {"text": "a"}\n]', "is a JSON array"),
     (b"image,text\n1.jpg,a cat\n", r"is a table of text \(CSV\)"),
-    (b"<!DOCTYPE html><html>404</html>", r"a page of a server \(HTML\)"),
+    (b"<!DOCTYPE html><html>404</html>", "is a web page"),
     (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
-    (b"", r"is empty \(0 bytes\)"),
+    (b"", "is an empty file"),
     (b'{"text": "a"}\n{"text"', r"begins b'{\"text\"'\.$"),
   ],
 )
