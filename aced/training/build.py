@@ -149,13 +149,6 @@ def build(config: Mapping[str, Any]) -> Run:
   check_size(config, recipe, source)
   inputs = open_input(config, source)
   views = views_lib.from_config(config)
-  for name in (views_lib.STUDENT, *recipe.frozen):
-    sanity.check_captions(
-      f"frozen.{name}" if name else "input",
-      source,
-      inputs.tokenizers[views[name].labels],
-      views[name].tokenizer,
-    )
   caches = open_caches(config, recipe, inputs, views)
   plan = blueprint.draw_up(
     config,
@@ -164,6 +157,13 @@ def build(config: Mapping[str, Any]) -> Run:
     data_size=len(source),
     cached={name: found.width for name, found in caches.items()},
   )
+  for name in (views_lib.STUDENT, *recipe.frozen):
+    sanity.check_captions(
+      f"frozen.{name}" if name else "input",
+      source,
+      inputs.tokenizers[views[name].labels],
+      views[name].tokenizer,
+    )
   frozen, fingerprints = load_frozen(config, plan.frozen_models, views, mesh)
   fingerprints |= {name: c.fingerprint for name, c in caches.items()}
   check_caches(config, caches, inputs, views)

@@ -101,7 +101,7 @@ def check_captions(
   if len(texts) < _LEAST_CAPTIONS:
     return
   rows = len(np.unique(tokenizer(texts), axis=0))
-  if 2 * rows <= len(texts):
+  if 4 * rows < len(texts):
     raise ConfigError(
       f"config.{where}.text_length={tokenizer.length} with the tokenizer"
       f" {tokenizer_spec!r} makes {rows} different rows of tokens of"
