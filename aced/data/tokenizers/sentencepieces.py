@@ -19,10 +19,10 @@ from aced.data.tokenizers.texts import Clean, Lower, prefix, prepare
 # siglip2: Gemma's (256,000 pieces; pad 0, end 1, start 2). big_vision's
 # SigLIP2_demo.ipynb has `lower|tok(length=64, model="gemma", bos="no",
 # eos="sticky")`: `lower` is as above, and `tok` pads with the model's own pad,
-# so that the last id is the end only of a text that fills its row. Siglip2's
-# tokenizer in transformers lowers all letters (`lower=1`), for training had
-# lower-cased texts, as its pull request 43101 says *(unverified: big_vision has
-# the demo alone, and no config of that training)*.
+# so that the last id is the end only of a text that fills its row. Training had
+# lower-cased texts (SigLIP 2, arXiv 2502.14786, section 2.1); whether A to Z
+# alone, as in the demo, or all letters, as in Siglip2's tokenizer of
+# transformers (`lower=1`), is open *(unverified)*.
 STYLES = {
   None: {"lower": "0", "eos": "sticky", "bos": False, "pad": "end"},
   "siglip": {"lower": "ascii", "eos": "sticky", "bos": False, "pad": "end"},
