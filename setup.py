@@ -72,7 +72,7 @@ EXTRAS = {
     "open_clip_torch>=3.0",
     "pycocoevalcap>=1.2",
     "scikit-learn>=1.5",
-    "torch==2.13.0",
+    "torch>=2.13",
     "torchvision>=0.28",
   ],
   # What it needs beside itself, a clone on PYTHONPATH.
