@@ -23,6 +23,8 @@ from collections.abc import Sequence
 
 from aced.config import ConfigError
 from aced.export import card
+from aced.export.hf_folder import PIPELINE_LENGTH
+from aced.export.lengths import with_text_length
 from aced.export.writing import FORMATS, export
 from aced.models.params import ParamsError
 from aced.pretrained import load
@@ -56,6 +58,14 @@ def parser() -> argparse.ArgumentParser:
     " hf and npz stay in float32",
   )
   found.add_argument(
+    "--text_length",
+    type=int,
+    default=0,
+    help="tokens of a text, if others than the student's: its positions are cut"
+    f" or filled up, which makes it another model. {PIPELINE_LENGTH} is what"
+    " the pipeline of transformers wants; train with that where you can",
+  )
+  found.add_argument(
     "--tokenizer", default="", help="its spec, where the weights do not say"
   )
   return found
@@ -70,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out = card.teachers(card.run_config(student))
     if left_out:
       say(f"the student alone is written, without {', '.join(left_out)}")
+    if options.text_length not in (0, student.text_length):
+      say(
+        f"texts of {options.text_length} tokens in place of"
+        f" {student.text_length}: positions are cut or filled up, and scores"
+        " are those of another model; evaluate it before you use it"
+      )
+      student = with_text_length(student, options.text_length)
     written = export(
       student,
       options.output,

@@ -41,7 +41,9 @@ def pipeline_problem(text_length: int) -> str:
     f"transformers' pipeline {PIPELINE!r} pads texts to {PIPELINE_LENGTH}"
     f" tokens, and this model takes {text_length}: it would {outcome}. Use"
     " AutoModel and AutoProcessor instead, which are right. Students trained"
-    f" with input.text_length={PIPELINE_LENGTH} work in the pipeline too."
+    f" with input.text_length={PIPELINE_LENGTH} work in the pipeline too, and"
+    f" so does an export with --text_length {PIPELINE_LENGTH}, which is another"
+    " model than the student."
   )
 
 

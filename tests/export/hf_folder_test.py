@@ -7,6 +7,7 @@ from PIL import Image
 import aced
 from aced.data.tokenizers import load
 from aced.export.hf_folder import PIPELINE, export_hf, pipeline_problem
+from aced.export.lengths import with_text_length
 from tests.export.hf_tokenizer_test import every_case, garbled, specs
 from tests.export.writing_test import npz_student
 from tests.models.formats import released
@@ -96,6 +97,17 @@ def test_the_pipeline_gives_our_scores(specs, name, options, tmp_path):
   wanted = 1 / (1 + np.exp(-logits))
   assert np.ptp(wanted) > 0.002  # Much more than they may differ by.
   assert_close([found[label] for label in labels], wanted)
+
+
+@pytest.mark.parametrize("length", [24, 80])
+def test_the_pipeline_is_right_at_the_length_that_it_wants(tmp_path, length):
+  student = with_text_length(student_of(tmp_path, "bytes", length), 64)
+  export_hf(student, tmp_path / "hf")
+  labels = [label for label in LABELS if label]
+  prompts = [f"This is a photo of {label}." for label in labels]
+  (logits,) = aced.load(tmp_path / "hf").logits([picture()], prompts)
+  found = scored(tmp_path / "hf", picture(), labels)
+  assert_close([found[label] for label in labels], 1 / (1 + np.exp(-logits)))
 
 
 @pytest.mark.parametrize("length", [8, 24, 80])
