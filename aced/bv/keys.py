@@ -5,6 +5,7 @@ run would train without curation. So it is refused, by name.
 """
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -95,7 +96,7 @@ def _check_input(table) -> None:
       f"config.input={table!r} must be a table with data, pp and batch_size."
     )
   size = table.get("batch_size")
-  if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+  if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
     raise ConfigError(
       f"config.input.batch_size={size!r} must be a number of pairs, 1 or more:"
       " of those that are trained on."
@@ -118,7 +119,7 @@ def _check_input(table) -> None:
 def _check_mixture(table, data) -> None:
   """Tables of data sets that are mixed, and their weights."""
   for name, weight in data.items():
-    fits = isinstance(weight, int | float) and not isinstance(weight, bool)
+    fits = isinstance(weight, Real) and not isinstance(weight, bool)
     if not fits or weight < 0:
       raise ConfigError(
         f"config.input.data.{name}={_plain(weight)!r} must be the weight of"
