@@ -1,6 +1,6 @@
-"""What a file holds in place of what was looked for, told by its first bytes.
+"""Names what a file is by its first bytes, for messages.
 
-For messages: what reads a file finds out for itself whether it can.
+Whether a file can be read is for its reader to find out.
 """
 
 import os
@@ -14,37 +14,38 @@ HEAD = 512  # Bytes of a file that tell what it is.
 _TEXT = frozenset(string.printable.encode())
 _FETCH = "fetch it again"
 PICKLE = "a pickle, which can run code and is never read"
-_BLANK = rb"(?:\xef\xbb\xbf)?\s*"
+BLANK = rb"(?:\xef\xbb\xbf)?\s*"  # What may stand before a text.
+_ZIP = rb"PK(?:[\x03\x05\x07]|\Z)"
 # Patterns of first bytes, and what a file is that begins so; the first counts.
 _HEADS = tuple(
-  (re.compile(head, re.DOTALL | re.IGNORECASE), what)
+  (re.compile(head, re.DOTALL), what)
   for head, what in (
     (rb"\Z", f"an empty file: {_FETCH}"),
-    (rb"\0+\Z", f"nothing but zeros, as of a broken download: {_FETCH}"),
+    (rb"\0+\Z", f"zeros from its start, as of a broken download: {_FETCH}"),
     (
-      _BLANK + rb"version https://git-lfs",
+      BLANK + rb"version https://git-lfs",
       "a Git LFS pointer, not the file itself: run `git lfs pull` where it was"
       f" cloned, or {_FETCH}",
     ),
     (
-      _BLANK + rb"<(?:!doctype html|html|head)",
+      BLANK + rb"(?i:<(?:!doctype html|html|head|body|script)\b)",
       f"a web page, perhaps of an error: {_FETCH}",
     ),
-    (_BLANK + rb"<\?xml", f"an XML page, perhaps of an error: {_FETCH}"),
+    (BLANK + rb"(?i:<\?xml)", f"an XML page, perhaps of an error: {_FETCH}"),
     (rb"\x1f\x8b", "compressed by gzip: unpack it"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it"),
     (rb"BZh\d", "compressed by bzip2: unpack it"),
     (rb"\xfd7zXZ\0", "compressed by xz: unpack it"),
-    (rb"PK", "a zip archive: unpack it"),
+    (_ZIP, "a zip archive: unpack it"),
     # Protocols 2 to 5, all that anything writes by now.
     (rb"\x80[\x02-\x05]", PICKLE),
-    (rb"\x89hdf", "HDF5, which is not read here"),
-    (rb"gguf", "GGUF, which is not read here"),
+    (rb"\x89HDF", "HDF5, which is not read here"),
+    (rb"GGUF", "GGUF, which is not read here"),
     (rb"PAR1", "Parquet"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16: write it anew as UTF-8"),
-    (_BLANK + rb"\[", "a JSON array: write one object a line"),
+    (BLANK + rb"\[", "a JSON array: write one object a line"),
     (
-      _BLANK + rb"[\w ]+(?:[,\t;][\w ]+)+\r?\n",
+      BLANK + rb"[\w ]+(?:[,\t;][\w ]+)+\r?\n",
       "a table of text (CSV): write one JSON object a line",
     ),
   )
@@ -77,7 +78,7 @@ def describe(path: str | os.PathLike) -> str:
   """
   with open(path, "rb") as file:
     head = file.read(HEAD)
-  if head.startswith(b"PK"):
+  if re.match(_ZIP, head):
     return _zip(path)
   found = describe_head(head)
   if not found and len(head) < HEAD and _TEXT.issuperset(head):

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.experimental.array_serialization import serialization
 from ml_collections import ConfigDict
 
-from aced.bv import compat, frozen, tables
+from aced.bv import compat, frozen, keys, tables
 from aced.bv.building import Run
 from aced.config import ConfigError
 from aced.training.workdir import refuse_changes
@@ -87,17 +87,37 @@ def check_goes_on(config: ConfigDict, workdir: str | None) -> None:
     logging.warning("%s goes on with another %s", workdir, line)
 
 
-def check_resume(where: str) -> None:
-  """Refuses a `config.resume` where no checkpoint is.
+def check_resume(config: ConfigDict) -> None:
+  """Refuses a `config.resume` from which a run cannot go on.
 
   Raises:
-    ConfigError: naming the path.
+    ConfigError: there is no checkpoint, or its run read other numbers of pairs
+      a step from `bv:aced`: the stream could not go on where it was.
   """
+  where = config.resume
   gfile = compat.load().utils.gfile
   if not gfile.exists(f"{where}-LAST") and not gfile.isdir(where):
     raise ConfigError(
       f"config.resume={where!r}: there is no checkpoint. Give W/{NAME}, the"
       f" last in the workdir W of a run, or a folder W/{NAME}-STEP."
+    )
+  path = os.path.join(os.path.dirname(where.rstrip("/")), CONFIG)
+  if not gfile.exists(path):
+    return
+  with gfile.GFile(path, "r") as file:
+    began = tables.resolved(json.loads(file.read()))
+  now = tables.resolved(config)
+  data = [found["input"]["data"] for found in (began, now) if "input" in found]
+  if len(data) < 2 or data[0] != data[1]:
+    return  # Another stream, of which nothing has been read.
+  read, reads = map(tables.pairs_of_a_step, (began, now))
+  if read != reads:
+    raise ConfigError(
+      f"config.resume={where!r}: its run read {read} pairs a step from"
+      f" {keys.SOURCE}, and this one would read {reads}, so that pairs would be"
+      " read again or left out. Keep input.batch_size and"
+      " curation.filter_ratio; or draw another order, with input.data.seed; or"
+      " take the parameters alone, with model_init."
     )
 
 
@@ -125,7 +145,7 @@ class Checkpoints:
     if here:
       return self.restore(self.path)
     if config.get("resume"):
-      check_resume(config.resume)
+      check_resume(config)
       return self.restore(config.resume)
     state = self.run.init_state()
     if config.get("model_init"):

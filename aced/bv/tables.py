@@ -162,6 +162,12 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
   return found
 
 
+def pairs_of_a_step(found: Mapping[str, Any]) -> int:
+  """The pairs that a step reads, by what `resolved` found of `bv:aced`."""
+  share = found["curation"]["filter_ratio"]
+  return curation.super_batch_size(found["input"]["batch_size"], share)
+
+
 def _recipe(table, teachers, batch_size, super_batch) -> Recipe:
   """The tables as static values."""
   curated = table["method"] != "uniform"

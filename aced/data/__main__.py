@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from aced.config import ConfigError
-from aced.data.decoding import quieten_pillow
+from aced.data.transforms import own_process
 
 # Name -> what it does. Its module `command` has `add_arguments(parser)` and
 # `run(options)`, and is imported when it is asked for: it takes a second.
@@ -46,5 +46,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  quieten_pillow()
+  own_process()
   sys.exit(main())

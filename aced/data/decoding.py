@@ -18,8 +18,6 @@ from PIL import Image
 from aced.data import greys, picture_formats
 from aced.data.records import BadRecord
 
-# Endings of files that hold pictures, and kinds of members in tar shards.
-PICTURE_ENDINGS = picture_formats.PICTURE_ENDINGS
 # More pixels than any camera has: such a file is made to fill the memory.
 MAX_PIXELS = 64_000_000
 # A shorter side shows nothing: tracking pixels, spacers, rules.
@@ -82,6 +80,9 @@ def decode(image: Any, least: Least | None = None) -> np.ndarray:
 
 def from_pillow(image: Image.Image) -> np.ndarray:
   """The pixels of an open picture, `(h, w, 3)` uint8, as `decode` has them.
+
+  Of a PNG of 2 or 4 bits a pixel, the clear colour is known only before its
+  pixels are loaded.
 
   Raises:
     BadRecord: it has greys of a range that cannot be told, or is an EPS that is

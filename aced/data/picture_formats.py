@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageFile
 
+from aced import contents
 from aced.data.records import BadRecord
 
 
@@ -83,35 +84,34 @@ _UNPACK = "not a picture: unpack it first"
 _UNDO = "rather than its bytes: decode it first"
 _OTHER = "not a picture"
 
-# Of texts: a byte-order mark and blanks may stand before the head.
-_BLANK = rb"(?:\xef\xbb\xbf)?\s*"
 # Patterns of the first bytes of what is met in the place of pictures, its name,
 # and what to do. The first that fits counts.
 _OTHERS = tuple(
-  (re.compile(head, re.DOTALL | re.IGNORECASE), f"{name}, {advice}")
+  (re.compile(head, re.DOTALL), f"{name}, {advice}")
   for head, name, advice in (
-    (rb"\0+\Z", "nothing but zeros", "as a broken download leaves them"),
     (rb".{4}ftyphe[ivx][cmsx]", "HEIC", _CONVERT),
     (rb".{4}ftyp(?:mif1|msf1|miaf)", "HEIF", _CONVERT),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL", _CONVERT),
-    (_BLANK + rb"%PDF", "PDF", _PAGE),
-    (_BLANK + rb"%!PS-Adobe[^\r\n]*EPSF|\xc5\xd0\xd3\xc6", "EPS", _PROGRAM),
-    (_BLANK + rb"\x04?%!", "PostScript", _PROGRAM),
+    (contents.BLANK + rb"%PDF", "PDF", _PAGE),
+    (
+      contents.BLANK + rb"%!PS-Adobe[^\r\n]*EPSF|\xc5\xd0\xd3\xc6",
+      "EPS",
+      _PROGRAM,
+    ),
+    (contents.BLANK + rb"\x04?%!", "PostScript", _PROGRAM),
     (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "WMF or EMF", _PROGRAM),
     (
-      _BLANK + rb"<(?:(?:\?xml|!doctype svg)(?:(?!<html).){0,4000}?<)?svg\b",
+      contents.BLANK
+      + rb"(?i:<(?:(?:\?xml|!doctype svg)(?:(?!<html).){0,4000}?<)?svg\b)",
       "SVG",
       _PAGE,
     ),
-    (_BLANK + rb"<(?:!doctype|html|head|body|script)\b", "HTML", _TEXT),
-    (_BLANK + rb"<\?xml", "XML", _TEXT),
-    (_BLANK + rb"[{\[]\s*(?:[\"{}\[\]]|-?\d)", "JSON", _TEXT),
+    (contents.BLANK + rb"[{\[]\s*(?:[\"{}\[\]]|-?\d)", "JSON", _TEXT),
     (
-      rb"version https://git-lfs",
-      "a Git LFS pointer",
-      "not the picture: fetch it with `git lfs pull`",
+      rb"(?i:https?)://\S+\s*\Z",
+      "an address",
+      "not the picture that lies there",
     ),
-    (rb"https?://\S+\s*\Z", "an address", "not the picture that lies there"),
     (rb"data:image/", "a data URL of a picture", _UNDO),
     (rb"/9j/|iVBORw0KGgo|R0lGOD[dl]h|UklGR", "a picture in base64", _UNDO),
     (rb"b['\"](?:\\x|GIF8|RIFF|BM)", "a picture as Python prints it", _UNDO),
@@ -123,9 +123,7 @@ _OTHERS = tuple(
     (rb".{4}(?:ftyp|moov)|\0\0\x01[\xb3\xba]", "a video", _OTHER),
     (rb"\x1aE\xdf\xa3|RIFF.{4}AVI |FLV\x01|OggS", "a video", _OTHER),
     (rb"RIFF.{4}WAVE|ID3|fLaC", "a sound", _OTHER),
-    (rb"\x1f\x8b", "gzip", _UNPACK),
-    (rb"PK[\x03\x05]", "zip", _UNPACK),
-    (rb"BZh\d|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "packed", _UNPACK),
+    (rb"7z\xbc\xaf|Rar!", "packed", _UNPACK),
     (rb".{257}ustar", "a tar archive", _UNPACK),
     (rb"8BPS", "Photoshop (PSD)", _CONVERT),
     (rb"gimp xcf", "GIMP (XCF)", _CONVERT),
@@ -143,8 +141,7 @@ _OTHERS = tuple(
     (rb"/\* XPM|#define \S+_width", "XBM or XPM", _CONVERT),
     (rb"P[7F]\s", "PAM, or PFM in colour", _CONVERT),
     (rb"\x93NUMPY", "a numpy file", "give its array instead"),
-    (rb"\x89HDF|PAR1|SQLite", "a file of tables", _OTHER),
-    (rb"\x80[\x02-\x05]", "a Python pickle", "not opened"),
+    (rb"SQLite", "a file of tables", _OTHER),
   )
 )
 
@@ -166,7 +163,8 @@ def what(data: bytes) -> str:
   for head, found in _OTHERS:
     if head.match(data):
       return f"{found} ({start})"
-  return start
+  found = contents.describe_head(data[: contents.HEAD])
+  return f"{found} ({start})" if found else start
 
 
 def without_texts(data: bytes) -> bytes:

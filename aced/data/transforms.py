@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from aced.config import ConfigError, did_you_mean
+from aced.data import decoding
 from aced.data.decoding import decode
 
 # Name -> Pillow's filter, and that of libvips. Both are as wide as what is left
@@ -218,14 +220,30 @@ _GRAPHS = 64  # Sizes of pictures for which libvips is kept set up.
 _shrink = _Shrinker()
 
 
+_own = threading.Event()  # Set where the process is ours.
+
+
+def own_process() -> None:
+  """Sets Pillow and libvips for a process that is a command or reader of ours.
+
+  Pillow's warnings are left out, see `decoding.quieten_pillow`; libvips takes
+  one thread and remembers nothing. Call it before the first picture is made.
+  """
+  decoding.quieten_pillow()
+  os.environ.setdefault("VIPS_CONCURRENCY", "1")  # Read when it is loaded.
+  _own.set()
+
+
+@functools.cache
 def _vips():
   """The package pyvips, which takes a while to load and may not be needed.
 
-  It is given pixels alone, and opens no files; its settings are those of the
-  process, and left as they are.
+  It is given pixels alone, and opens no files.
   """
   import pyvips
 
+  if _own.is_set():
+    pyvips.cache_set_max(0)
   return pyvips
 
 

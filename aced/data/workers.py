@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from aced.data.decoding import quieten_pillow
 from aced.data.parts import TOGETHER, Batch, Loader, Task
 from aced.data.records import CAUSES
+from aced.data.transforms import own_process
 
 # Times that a record may bring its process down before it is masked.
 TRIES = 2
@@ -340,7 +340,7 @@ def _arrays(layout, memory) -> Batch:
 
 def _serve(loader: Loader, pipe: Any, name: str, layout: Any) -> None:
   """What a process does: tasks, until the other end of the pipe is gone."""
-  quieten_pillow()
+  own_process()
   memory = shared_memory.SharedMemory(name)
   arrays = _arrays(layout, memory.buf)
   at = arrays.pop(_AT)

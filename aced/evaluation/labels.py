@@ -165,7 +165,7 @@ def names_file(source: Any) -> pathlib.Path | None:
     source = source.source
   if not isinstance(source, WebDataset):
     return None
-  return pathlib.Path(source.pattern).expanduser().parent.parent / NAMES_FILE
+  return pathlib.Path(source.paths[0]).parent.parent / NAMES_FILE
 
 
 def names_beside(source: Any) -> tuple[str, ...] | None:

@@ -143,8 +143,8 @@ def nothing(where: str) -> Exception | None:
 
 def _file(path):
   found = contents.describe(path)
-  if path.suffix in PICKLED or found.startswith(contents.PICKLE):
-    # Its name says so where it is a pointer to one, or was cut short.
+  pickled = found.startswith(contents.PICKLE)
+  if pickled or (not found and path.suffix in PICKLED):
     target = path.with_suffix(".safetensors")
     return ParamsError(f"{path} is {contents.PICKLE}. {convert(path, target)}")
   return ParamsError(

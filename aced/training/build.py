@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -297,16 +298,23 @@ def load_frozen(
   return frozen, fingerprints
 
 
+def _is_finite(value: Any) -> bool:
+  if isinstance(value, jax.Array):
+    return bool(jnp.isfinite(value).all())
+  return bool(np.isfinite(np.asarray(value, np.float32)).all())
+
+
 def check_finite(params: Any) -> None:
   """Refuses weights of a frozen model with which all scores would be NaN.
 
   Raises:
     ParamsError: naming a parameter that is not finite.
   """
+  # On the devices where they are there: no process may have all of them.
   wrong = [
     name
     for name, value in params_lib.flatten(params).items()
-    if not np.isfinite(np.asarray(value, np.float32)).all()
+    if not _is_finite(value)
   ]
   if wrong:
     raise params_lib.ParamsError(

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from aced.config import ConfigError
-from aced.data import decoding
+from aced.data import transforms
 from aced.training import distributed, keys, platforms
 from aced.training.preemption import (
   EXIT_INTERRUPTED,
@@ -189,7 +189,7 @@ def _quieten() -> None:
     lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
   )
   warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
-  decoding.quieten_pillow()
+  transforms.own_process()
 
 
 def _join() -> None:

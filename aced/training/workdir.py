@@ -2,12 +2,12 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
 import re
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -27,9 +27,8 @@ from aced.training.recipe import Recipe
 FILE = "config.json"
 # What a run writes beside it; without it, they are somebody else's.
 FOREIGN = ("metrics.jsonl", "checkpoints", "cache.json")
-# Its folders of what was written at a step, beside the metrics.
-OF_STEPS = ("picks", CHECKPOINTS)
-BEFORE = "metrics-before.jsonl"  # Of a run that was begun anew.
+# What is moved aside where a run is begun anew.
+OF_RUN = ("picks", CHECKPOINTS, "metrics.jsonl", "wandb_id")
 # Keys that mean nothing where no decoder is trained.
 IDLE = ("decoder.tasks", "decoder.freeze")
 # The token that all processes of a run are to see.
@@ -180,18 +179,18 @@ def _read(path) -> dict[str, Any]:
 
 
 def _begin_anew(where: pathlib.Path) -> None:
-  """Clears a workdir of a run that saved nothing; its metrics are kept."""
-  for folder in OF_STEPS:
-    shutil.rmtree(where / folder, ignore_errors=True)
-  (where / "wandb_id").unlink(missing_ok=True)
-  metrics = where / "metrics.jsonl"
-  if metrics.exists():
-    metrics.replace(where / BEFORE)
+  """Moves what a run that saved nothing has left into a folder of its own."""
+  numbers = itertools.count(1)
+  aside = next(p for k in numbers if not (p := where / f"before-{k}").exists())
+  for name in OF_RUN:
+    if (where / name).exists():
+      aside.mkdir(exist_ok=True)
+      (where / name).rename(aside / name)
   logging.warning(
     "%s has no checkpoint of the run that was begun there; it is begun anew"
-    " with this config. Metrics of that run, if any, are in %s.",
+    " with this config. What that run left, if anything, is in %s.",
     where,
-    BEFORE,
+    aside,
   )
 
 

@@ -135,9 +135,19 @@ def test_a_run_begins_where_its_state_is_from(bv, tmp_path):
 
 def test_a_checkpoint_to_go_on_from_that_is_not_there_is_told(bv, tmp_path):
   workdir = began(tmp_path / "a", config())
-  saving.check_resume(f"{workdir}/checkpoint.bv")
+  saving.check_resume(config(resume=f"{workdir}/checkpoint.bv"))
   with pytest.raises(ConfigError, match="config.resume='.*/b': there is no"):
-    saving.check_resume(str(tmp_path / "b"))
+    saving.check_resume(config(resume=str(tmp_path / "b")))
+
+
+def test_a_stream_that_could_not_go_on_is_refused(bv, tmp_path):
+  """A step of 16 pairs, and one of 32: pairs would be read again."""
+  last = f"{began(tmp_path, config())}/checkpoint.bv"
+  other = curation(filter_ratio=0.75)
+  with pytest.raises(ConfigError, match="read 16 pairs a step .* read 32"):
+    saving.check_resume(config(resume=last, **other))
+  saving.check_resume(config(resume=last, **curation(gain=2.0)))
+  saving.check_resume(config(resume=last, **other, **data(seed=1)))
 
 
 def test_what_is_kept_is_read_as_it_was_written(bv, tmp_path):

@@ -9,7 +9,8 @@ from PIL import Image
 from aced import pretrained
 from aced.data import picture_formats
 from aced.data.convert import shard_files
-from aced.data.decoding import PICTURE_ENDINGS, decode, from_pillow
+from aced.data.decoding import decode, from_pillow
+from aced.data.picture_formats import PICTURE_ENDINGS
 from aced.data.records import BadRecord
 from aced.data.transforms import Transform
 from tests import ghostscript
@@ -148,20 +149,20 @@ NAMES = {
   "SVG,": b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- a --><svg width="9">',
   "EPS": b"\xc5\xd0\xd3\xc6" + bytes(100),
   "PostScript": b"%!PS-Adobe-3.0\n%%Pages: 1\n",
-  "HTML": b"\n <!DOCTYPE html><html><body>404</body>",
-  "HTML,": b"<html><svg></svg>",
-  "XML": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+  "a web page": b"\n <!DOCTYPE html><html><body>404</body>",
+  "a web page,": b"<html><svg></svg>",
+  "an XML page": b"<?xml version='1.0'?><Error>AccessDenied</Error>",
   "JSON": b'{"error": "not found"}',
   "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha",
   "an address": b"https://example.com/a.jpg\n",
   "a data URL": b"data:image/png;base64,iVBORw0KGgo",
   "a picture in base64": b"/9j/4AAQSkZJRgABAQ",
   "a picture as Python prints it": rb"b'\xff\xd8\xff\xe0'",
-  "gzip": b"\x1f\x8b\x08\0",
-  "zip": b"PK\3\4",
-  "nothing but zeros": bytes(5000),
+  "compressed by gzip": b"\x1f\x8b\x08\0",
+  "a zip archive": b"PK\3\4",
+  "zeros from its start": bytes(5000),
   "Photoshop": b"8BPS\0\1",
-  "a Python pickle": b"\x80\4\x95",
+  "a pickle": b"\x80\4\x95",
 }
 
 

@@ -59,11 +59,17 @@ def test_a_run_that_saved_nothing_is_begun_anew(tmp_path, caplog):
   assert not (tmp_path / "picks").exists()
   assert not (tmp_path / "checkpoints").exists()
   assert not (tmp_path / "metrics.jsonl").exists()
-  kept = (tmp_path / workdir.BEFORE).read_text()
-  assert kept == "metrics of the first" and workdir.BEFORE in caplog.text
+  kept = tmp_path / "before-1"
+  assert (kept / "metrics.jsonl").read_text() == "metrics of the first"
+  assert (kept / "checkpoints/3/state").read_bytes() == b"of the first"
+  assert str(kept) in caplog.text
   written = json.loads((tmp_path / workdir.FILE).read_text())
   assert (written["seed"], written["batch_size"]) == (8, 16)
   assert workdir.claim(tmp_path, config(seed=8, batch_size=16)) == []
+  (tmp_path / "metrics.jsonl").write_text("metrics of the second")
+  workdir.claim(tmp_path, config(seed=9))
+  second = tmp_path / "before-2" / "metrics.jsonl"
+  assert second.read_text() == "metrics of the second"
 
 
 def test_a_damaged_checkpoint_is_one_that_was_saved(tmp_path):

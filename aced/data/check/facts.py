@@ -26,6 +26,7 @@ DARK = 15
 REMARKS = {
   **decoding.REMARKS,
   "nearly_black": f"no value is above {DARK} of 255",
+  "captions_left_out": "some of its captions are empty, or no text",
   "several_lines": "its caption has several lines; ?lines=1 if each is one",
   "lost_letters": "its caption has \ufffd, where letters were lost earlier",
 }
@@ -104,7 +105,7 @@ def examine(
       bad += [(index, *problem) for problem in dict(problems).items()]
     else:
       picture, remarks = found
-      remarks = [*remarks, *_of_texts(captions(record))]
+      remarks = [*remarks, *_of_texts(record)]
       pictures.append(picture)
       texts += rows
       told += [(index, remark, REMARKS[remark]) for remark in remarks]
@@ -215,9 +216,12 @@ def _captions(
   return [(index, text_digest(t), n) for t, n in zip(texts, tokens)]
 
 
-def _of_texts(texts: Sequence[str]) -> list[str]:
+def _of_texts(record: Mapping[str, Any]) -> list[str]:
   """Keys of `REMARKS` that hold of the captions of a record."""
+  texts, stored = captions(record), record["text"]
   found = {
+    "captions_left_out": not isinstance(stored, str)
+    and len(texts) < len(stored),
     "several_lines": any("\n" in text for text in texts),
     "lost_letters": any("\ufffd" in text for text in texts),
   }

@@ -21,10 +21,9 @@ from aced.data.check.facts import (
   examine,
   join,
 )
-from aced.data.decoding import quieten_pillow
 from aced.data.records import Source, SourceError, captions
 from aced.data.tokenizers import Tokenizer
-from aced.data.transforms import Transform
+from aced.data.transforms import Transform, own_process
 
 # Records that a process takes at a time: few, so that the bar moves.
 CHUNK = 32
@@ -225,7 +224,7 @@ _work: tuple[Source, Tokenizer] | None = None
 
 def _begin(source, tokenizer):
   global _work
-  quieten_pillow()
+  own_process()
   _work = source, tokenizer
 
 

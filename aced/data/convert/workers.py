@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from aced.config import ConfigError
 from aced.data.convert import shard_files
-from aced.data.decoding import quieten_pillow
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import open_source
+from aced.data.transforms import own_process
 
 _POLL_SECONDS = 0.5
 _TICK_RECORDS = 64  # Progress is told after as many.
@@ -210,7 +210,7 @@ _WORKER: dict[str, Any] = {}
 def _begin(done, stop):
   """Readies a worker process."""
   _WORKER.update(done=done, stop=stop)
-  quieten_pillow()
+  own_process()
   # The terminal interrupts all processes; the first one tells the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()

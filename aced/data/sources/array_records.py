@@ -8,7 +8,7 @@ from array_record.python import array_record_module as array_record
 
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import examples, storage
-from aced.data.sources.fields import Fields, unreadable
+from aced.data.sources.fields import Fields, damaged, unreadable
 
 # Files kept open; those used longest ago are closed.
 OPEN_READERS = 512
@@ -76,9 +76,7 @@ class ArrayRecords(Source):
     try:
       data = self._reader(number).read([entry])[0]
     except (RuntimeError, ValueError) as error:  # Its checksums do not agree.
-      raise BadRecord("damaged_record", f"{self.where(index)}: {error}") from (
-        error
-      )
+      raise damaged(self.where(index), error) from error
     if not data:  # Of a file that is cut short, the reader says nothing.
       raise BadRecord("damaged_record", f"{self.where(index)}: nothing is left")
     return examples.decode(data)

@@ -7,7 +7,7 @@ what a label is; what JSON is taken; what stands for a record that is damaged.
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from aced.data.records import BadRecord, Record, SourceError
 from aced.data.sources.picture_files import read_picture
 
 _MARK = "\ufeff"  # The byte-order mark.
+_PLAIN = (str, int, float, type(None))
 
 
 class Fields(NamedTuple):
@@ -65,7 +66,7 @@ class Fields(NamedTuple):
       folder: where pictures that are stored as paths are; None is nowhere.
     """
     record = {
-      name: plain(value)
+      name: value if isinstance(value, _PLAIN) else plain(value)
       for name, value in stored.items()
       if name != self.image or isinstance(value, str)  # A path is kept.
     }
@@ -115,6 +116,18 @@ def unreadable(bad: BadRecord, picture: bool = True) -> Record:
   return {"text": bad} | ({"image": bad} if picture else {})
 
 
+def damaged(where: str, error: Exception) -> BadRecord:
+  """The fault of a record whose storage cannot be decoded.
+
+  Raises:
+    OSError: the error, if it is of a disk or network and not of what is there.
+    SourceError: the error, if it is of a whole file.
+  """
+  if getattr(error, "errno", None) or isinstance(error, SourceError):
+    raise error
+  return BadRecord("damaged_record", f"{where}: {error}")
+
+
 def texts(value: Any, lines: bool = False) -> Any:
   """A caption, or a list of them, as records hold it.
 
@@ -146,12 +159,21 @@ def label_of(value: Any) -> Any:
   if isinstance(value, list) and len(value) == 1:
     value = value[0]
   if isinstance(value, float):
-    if math.isnan(value):
+    if not math.isfinite(value):
       return None
     value = int(value) if value.is_integer() else value
   if isinstance(value, int | float):
     return str(value)
   return texts(value)
+
+
+def class_name(names: Sequence[str], number: Any) -> str | None:
+  """The name of a class that is stored as a number; None is no class.
+
+  A class of -1 is one that is not told; in Python it would be the last.
+  """
+  known = isinstance(number, int) and 0 <= number < len(names)
+  return names[number] if known else None
 
 
 def plain(value: Any) -> Any:

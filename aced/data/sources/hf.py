@@ -3,8 +3,13 @@
 import os
 
 from aced.config import did_you_mean
-from aced.data.records import BadRecord, Source, SourceError
-from aced.data.sources.fields import Fields, unreadable
+from aced.data.records import Source, SourceError
+from aced.data.sources.fields import (
+  Fields,
+  class_name,
+  damaged,
+  unreadable,
+)
 
 
 class HuggingFace(Source):
@@ -69,16 +74,13 @@ class HuggingFace(Source):
     try:
       row = data[index]
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-      if getattr(error, "errno", None):  # Of the disk, not of what is on it.
-        raise
-      bad = BadRecord("damaged_record", f"{self.where(index)}: {error}")
-      return unreadable(bad, picture)
+      return unreadable(damaged(self.where(index), error), picture)
     return self._record(row, picture)
 
   def _record(self, row, picture):
     label = self._fields.label or "label"
     if self._names is not None:
-      row = {**row, label: _name(self._names, row.get(label))}
+      row = {**row, label: class_name(self._names, row.get(label))}
     return self._fields.record(row, picture, self._folder)
 
   def _load(self, datasets):
@@ -92,9 +94,10 @@ class HuggingFace(Source):
         found = datasets.load_dataset(name, self._config or None)
     except Exception as error:
       # Of files that are damaged or do not fit it can be of almost any type.
+      why = _cause(datasets, name, self._config, error)
       raise SourceError(
-        f"hf:{self._where}: {_cause(datasets, name, error)}. Expected"
-        " hf:NAME:SPLIT, of the hub or of a folder."
+        f"hf:{self._where}: {why}. Expected hf:NAME:SPLIT, of the hub or of a"
+        " folder."
       ) from error
     if isinstance(found, datasets.Dataset):
       return found
@@ -114,31 +117,27 @@ class HuggingFace(Source):
     return name, split
 
 
-def _name(names, number) -> str | None:
-  """The name of a class; None is a class that is not told, such as -1."""
-  known = isinstance(number, int) and 0 <= number < len(names)
-  return names[number] if known else None
-
-
 # What reads files of rows, each of which can be read alone.
 _OF_ROWS = ("arrow", "csv", "json", "parquet", "text")
 
 
-def _cause(datasets, name: str, error: BaseException) -> str:
+def _cause(datasets, name: str, config: str, error: BaseException) -> str:
   """What went wrong, and in which file, where that can be told."""
-  found = _bad_file(datasets, name) if os.path.isdir(name) else ""
+  found = ""
+  if os.path.isdir(name) and not getattr(error, "errno", None):
+    found = _bad_file(datasets, name, config)
   while not found and error.__cause__ is not None:
     error = error.__cause__
   return found or " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _bad_file(datasets, name: str) -> str:
+def _bad_file(datasets, name: str, config: str) -> str:
   """The first file of a folder that cannot be read, or has other columns.
 
-  Errors of `datasets` name no file, so that each is read alone.
+  Errors of `datasets` name no file, so that each is read alone, up to that one.
   """
   try:
-    builder = datasets.load_dataset_builder(name)
+    builder = datasets.load_dataset_builder(name, config or None)
   except Exception:
     return ""  # The error that is there already says what is wrong.
   if builder.name.partition("-")[0] not in _OF_ROWS:

@@ -1,5 +1,7 @@
 """Image-text pairs in JSON Lines files, with pictures beside them."""
 
+import bisect
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -39,9 +41,10 @@ class Jsonl(Source):
         " mount the bucket (gcsfuse, s3fs), or convert to shards."
       )
     self._storage = storage.Storage(paths)
+    self._folders = [os.path.dirname(path) for path in paths]
     scans = [np.fromiter(self._scan(k), np.int64) for k in range(len(paths))]
     self._places = np.concatenate(scans).reshape(-1, 2)
-    self._ends = np.cumsum([len(scan) // 2 for scan in scans])
+    self._ends = list(itertools.accumulate(len(scan) // 2 for scan in scans))
     if not len(self):
       raise SourceError(
         f"{self.pattern} holds no records; expected one JSON object on each"
@@ -75,14 +78,13 @@ class Jsonl(Source):
     except SourceError as error:
       # Beyond what was checked at the start: it must not end a long run.
       return unreadable(BadRecord("bad_line", str(error)), picture)
-    folder = os.path.dirname(self._storage.paths[number])
-    return self._fields.record(stored, picture, folder)
+    return self._fields.record(stored, picture, self._folders[number])
 
   def _find(self, index) -> tuple[int, int, int]:
     """The number of the file of a record, and where its line is there."""
     index = self._check(index)
-    number = int(np.searchsorted(self._ends, index, "right"))
-    return number, *map(int, self._places[index])
+    number = bisect.bisect_right(self._ends, index)
+    return number, *self._places[index].tolist()
 
   def _check_fields(self):
     """Refuses a field that was asked for and the first record lacks."""

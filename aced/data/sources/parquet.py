@@ -7,9 +7,9 @@ import threading
 import numpy as np
 from absl import logging
 
-from aced.data.records import BadRecord, Source, SourceError
+from aced.data.records import Source, SourceError
 from aced.data.sources import storage
-from aced.data.sources.fields import Fields, unreadable
+from aced.data.sources.fields import Fields, damaged, unreadable
 
 # Row groups kept decoded by one reader. A record costs the reading of its whole
 # group, so files to be read in any order should have small ones.
@@ -84,10 +84,7 @@ class Parquet(Source):
     try:
       table = self._table(number, group, picture)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-      if getattr(error, "errno", None):  # Of the disk, not of what is on it.
-        raise
-      bad = BadRecord("damaged_record", f"{self.where(index)}: {error}")
-      return unreadable(bad, picture)
+      return unreadable(damaged(self.where(index), error), picture)
     stored = {name: _value(table[name][row]) for name in table.column_names}
     path = self._paths[number]
     folder = None if storage.is_remote(path) else os.path.dirname(path)

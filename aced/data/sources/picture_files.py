@@ -1,6 +1,7 @@
 """Pictures that a data set names by path: read from its folder alone."""
 
 import errno
+import functools
 import os
 import re
 
@@ -58,7 +59,12 @@ def read_picture(folder: str, name: str) -> bytes | BadRecord:
 
 def _is_below(path: str, folder: str) -> bool:
   """Whether a path lies in a folder, by the name of either or its target."""
-  for place in (os.path.abspath(folder), os.path.realpath(folder)):
-    if path.startswith(place.rstrip("/") + "/") or path == place:
+  # The second takes a call of the system for each part of the folder's name.
+  for place in (os.path.abspath, _target):
+    start = place(folder).rstrip("/")
+    if path == start or path.startswith(start + "/"):
       return True
   return False
+
+
+_target = functools.lru_cache(os.path.realpath)

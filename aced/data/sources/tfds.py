@@ -1,6 +1,5 @@
 """Prepared data sets of TensorFlow Datasets, read without TensorFlow."""
 
-import json
 import os
 import re
 from typing import Any
@@ -10,7 +9,12 @@ import numpy as np
 from aced.data.records import BadRecord, Source, SourceError
 from aced.data.sources import tfds_features, tfds_folders
 from aced.data.sources.examples import EXTRA
-from aced.data.sources.fields import Fields, unreadable
+from aced.data.sources.fields import (
+  Fields,
+  damaged,
+  json_object,
+  unreadable,
+)
 
 _FORMAT = "array_record"
 _TRIED = 64  # Records, until one can be read.
@@ -125,9 +129,7 @@ class Tfds(Source):
     try:
       data = self._data[index]
     except (RuntimeError, ValueError) as error:  # Its checksums do not agree.
-      raise BadRecord("damaged_record", f"{self.where(index)}: {error}") from (
-        error
-      )
+      raise damaged(self.where(index), error) from error
     if not data:  # So is all of a file that was cut at certain places.
       raise BadRecord("damaged_record", f"{self.where(index)} is empty")
     stored = tfds_features.parse(data, self._leaves, self._fields.image)
@@ -135,14 +137,12 @@ class Tfds(Source):
     if isinstance(text, list) and len(text) == 1:
       stored[self._fields.text] = text[0]  # As other sources have a lone one.
     try:
-      extra = json.loads(stored.get(EXTRA, b""))
-    except (ValueError, TypeError):  # It is something else of that name.
+      extra = json_object(stored.get(EXTRA, b""))
+    except (BadRecord, TypeError):  # It is something else of that name.
       return stored
-    if isinstance(extra, dict):
-      del stored[EXTRA]
-      extra.pop(self._fields.image, None)
-      stored |= extra
-    return stored
+    del stored[EXTRA]
+    extra.pop(self._fields.image, None)
+    return stored | extra
 
   def __getstate__(self):
     kept = ("_spec", "_fields", "_split", "folder")

@@ -11,6 +11,7 @@ import numpy as np
 
 from aced.data.records import BadRecord
 from aced.data.sources import examples
+from aced.data.sources.fields import class_name
 
 
 class Leaf(NamedTuple):
@@ -108,8 +109,7 @@ def _leaf(feature, in_list) -> Leaf:
 def _value(values: list, leaf: Leaf) -> Any:
   """What stands in a record; None where it is not known."""
   if leaf.kind == "class":
-    # -1 is a class that is not told; in Python it would be the last one.
-    values = [leaf.names[v] if v >= 0 else None for v in values]
+    values = [class_name(leaf.names, v) for v in values]
   elif leaf.kind == "truth":
     values = [bool(v) for v in values]
   if leaf.shape:

@@ -71,6 +71,11 @@ class WebDataset(Source):
       raise SourceError(f"{pattern} holds no records: no KEY.jpg, no KEY.txt.")
     self._check_names(image, metadata)
 
+  @property
+  def paths(self) -> tuple[str, ...]:
+    """The shards, in order."""
+    return self._storage.paths
+
   def __len__(self):
     return len(self._index.starts) - 1
 
@@ -86,11 +91,10 @@ class WebDataset(Source):
       return unreadable(bad)
     no_numbers = self._metadata and fields["metadata"] is None
     missing = fields["text"] is None or isinstance(picture, BadRecord)
-    if (missing or no_numbers) and self._may_be_cut(shard, index):
+    if (missing or no_numbers) and self._index.shards[shard].cut:
       path = self._storage.paths[shard]
-      return unreadable(
-        BadRecord("cut_short", f"{path} ends before all of its members")
-      )
+      why = f"{path} is cut short, and may have had the rest of its members"
+      return unreadable(BadRecord("cut_short", why))
     if no_numbers:
       picture = BadRecord("bad_line", f"it has no member .{self._metadata}")
     return fields | {"image": picture}
@@ -177,10 +181,6 @@ class WebDataset(Source):
     start, stop = self._index.starts[index : index + 2]
     shard = int(np.searchsorted(self._ends, index, "right"))
     return shard, self._index.members[start:stop]
-
-  def _may_be_cut(self, shard, index) -> bool:
-    """Whether a record is the last one of a shard that is cut."""
-    return index == self._ends[shard] - 1 and self._index.shards[shard].cut
 
   def _fields(self, shard, members) -> Record:
     """Everything of a record but its picture."""

@@ -2,7 +2,7 @@ import pytest
 from absl import logging
 
 from aced.config import ConfigError
-from aced.data.tokenizers import KINDS, load
+from aced.data.tokenizers import KINDS, load, loading
 from tests.data.tokenizers import models
 
 
@@ -67,6 +67,7 @@ def test_a_length_that_leaves_nothing_is_told_of(
 ):
   monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
   spec = models.write(tmp_path)[name]
+  loading._warn_once.cache_clear()
   load(spec, few)
   load(spec, few)
   (record,) = caplog.records
