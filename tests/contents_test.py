@@ -19,7 +19,7 @@ def archive(*names):
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w") as made:
     for name in names:
-      made.writestr(name, "x")
+      made.writestr(zipfile.ZipInfo(name), "x")
   return file.getvalue()
 
 
@@ -37,7 +37,7 @@ def arrays():
     (b"\n<!DOCTYPE HTML>\n<html>", "a web page, perhaps of an error"),
     (b"<html><body>", "a web page"),
     (b'<?xml version="1.0"?><Error/>', "an XML page"),
-    (gzip.compress(b"x"), "compressed by gzip: unpack it"),
+    (gzip.compress(b"x", mtime=0), "compressed by gzip: unpack it"),
     (pickle.dumps({"a": 1}), "a pickle, which can run code"),
     (pickle.dumps({"a": 1}, 2), "a pickle, which can run code"),
     (archive("archive/data.pkl", "archive/version"), "a pickle, which can run"),

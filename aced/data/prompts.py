@@ -15,6 +15,7 @@ from absl import logging
 from aced.config import ConfigError
 from aced.data.identity import SAMPLED
 from aced.data.records import BadRecord, Record, Source, captions
+from aced.data.sources.fields import texts
 from aced.data.tokenizers.base import Tokenizer, listed, utf8
 
 # The unit separator of ASCII. The first of a text counts: what follows a prompt
@@ -310,7 +311,7 @@ def _question(row):
   answers = row.get("answers", row.get("answer"))
   answers = answers if isinstance(answers, list | tuple) else [answers]
   good = list(filter(None, map(_answer, answers)))
-  return (question.replace(SEPARATOR, " "), good) if good else None
+  return (texts(question).replace(SEPARATOR, " "), good) if good else None
 
 
 def _answer(given) -> str:
@@ -320,7 +321,7 @@ def _answer(given) -> str:
   number = isinstance(given, int | float) and not isinstance(given, bool)
   if number and math.isfinite(given):
     return str(given)
-  return given if isinstance(given, str) and given.strip() else ""
+  return texts(given) if isinstance(given, str) else ""
 
 
 def _asked(record, task):

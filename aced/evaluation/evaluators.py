@@ -205,8 +205,8 @@ class Retrieval(Evaluator):
     if len(bare):
       found.append(
         f"{len(bare):,} of {len(images.index):,} pictures have no caption,"
-        f" first {self.source.where(bare[0])}; they look for none, and captions"
-        " are looked for among them"
+        f" first {self.source.where(bare[0])}; they are in the gallery of"
+        " captions, and are no queries"
       )
     if len(lined):
       found.append(

@@ -192,8 +192,14 @@ def _of_source(texts):
   labels = np.array([number[text] for text in texts], np.int64)
   if not names:
     return Classes(names, labels, False, ())
-  numbered = all(_number(name) is not None for name in names)
+  numbers = [name for name in names if _is_number(name)]
+  numbered = len(numbers) == len(names)
   notes = []
+  if numbers and not numbered:
+    notes.append(
+      f"{len(numbers)} of the {len(names)} classes are numbers, and prompts"
+      f" have these: {_some(numbers)}; name all classes by class_names"
+    )
   if len(names) == 1:
     notes.append(
       f"all records are of one class, {names[0]!r}: there is nothing to tell"
@@ -325,6 +331,15 @@ def _number(text: str) -> int | None:
     return _TRUTH[text.lower()]
   found = _NUMBER.fullmatch(text)
   return int(found[1]) if found else None
+
+
+def _is_number(text: str) -> bool:
+  """Whether a label is a number, whole or not."""
+  try:
+    float(text)
+  except ValueError:
+    return _number(text) is not None
+  return True
 
 
 def _plain(name: str) -> str:

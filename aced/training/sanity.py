@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from aced.config import ConfigError, did_you_mean
 from aced.data.identity import SAMPLED
 from aced.data.records import BadRecord, captions
+from aced.data.tokenizers.loading import is_short
 from aced.evaluation.association import Association
 from aced.evaluation.evaluators import Retrieval, ZeroShot
 from aced.evaluation.generation import Generation
@@ -81,6 +82,9 @@ def check_captions(
 ) -> None:
   """Refuses tokens by which captions can no longer be told apart.
 
+  Where fewer rows of tokens differ than a quarter of the captions, a length too
+  short for any caption is refused, and another is warned of.
+
   Args:
     where: the table that the tokenizer is of, such as "input".
     source: of the captions; some records are looked at.
@@ -101,14 +105,18 @@ def check_captions(
   if len(texts) < _LEAST_CAPTIONS:
     return
   rows = len(np.unique(tokenizer(texts), axis=0))
-  if 4 * rows < len(texts):
-    raise ConfigError(
-      f"config.{where}.text_length={tokenizer.length} with the tokenizer"
-      f" {tokenizer_spec!r} makes {rows} different rows of tokens of"
-      f" {len(texts)} different captions that were looked at, such as"
-      f" {texts[0]!r}: the model could not tell them apart. Raise it, or take"
-      " another tokenizer."
-    )
+  if 4 * rows >= len(texts):
+    return
+  problem = (
+    f"config.{where}.text_length={tokenizer.length} with the tokenizer"
+    f" {tokenizer_spec!r} makes {rows} different rows of tokens of"
+    f" {len(texts)} different captions that were looked at, such as"
+    f" {texts[0]!r}: the model could not tell them apart. Raise it, or take"
+    " another tokenizer."
+  )
+  if is_short(tokenizer):
+    raise ConfigError(problem)
+  logging.warning("%s", problem)
 
 
 def warn_of_rules(config: ConfigDict, names: Iterable[str]) -> None:

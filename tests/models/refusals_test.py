@@ -21,7 +21,7 @@ def torch_file():
   """What `torch.save` writes: a pickle in an archive."""
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w") as archive:
-    archive.writestr("archive/data.pkl", pickle.dumps({}))
+    archive.writestr(zipfile.ZipInfo("archive/data.pkl"), pickle.dumps({}))
   return file.getvalue()
 
 
@@ -133,8 +133,8 @@ def test_folders(tmp_path, files, error, message):
   [
     ("pytorch_model.bin", torch_file(), f"bin is a pickle, which can{CONVERT}"),
     ("model.pt", pickle.dumps(1), r".*, \".*model\.safetensors\"\)'$"),
-    ("epoch_32.pt", POINTER, "epoch_32.pt is a pickle"),
-    ("last.ckpt", b"PK", "last.ckpt is a pickle"),
+    ("epoch_32.pt", POINTER, "epoch_32.pt is a Git LFS pointer"),
+    ("last.ckpt", b"PK", "last.ckpt is a zip archive that was cut"),
     (
       "flax_model.msgpack",
       b"\x81\0",

@@ -97,6 +97,20 @@ def test_captions_are_judged_by_their_rows(length, refused):
     sanity.check_captions("input", source, tokenizer, "bytes")
 
 
+def test_captions_that_begin_alike_are_told(caplog):
+  """A length that holds a short caption is not refused: data may be so."""
+
+  class Alike:
+    def __len__(self):
+      return 64
+
+    def fields(self, index):
+      return {"text": f"a photograph of the thing of kind {index}"}
+
+  sanity.check_captions("input", Alike(), load_tokenizer("bytes", 16), "bytes")
+  assert "makes 1 different rows of tokens of 64" in caplog.text
+
+
 def test_rules_that_name_no_parameter_are_told(caplog):
   config = config_lib.default()
   config.optimizer.learning_rate_rules = (("image/.*", 0.0), ("txt/.*", 0.5))

@@ -127,7 +127,7 @@ def test_unknown_tracker(tmp_path):
 )
 def test_missing_package_names_the_extra(tmp_path, monkeypatch, name, package):
   monkeypatch.setitem(sys.modules, package, None)
-  with pytest.raises(ModuleNotFoundError, match=rf"install aced\[{name}\]"):
+  with pytest.raises(ModuleNotFoundError, match=rf'install -e "\.\[{name}\]"'):
     make_tracker([name], tmp_path, config={"name": "run"})
   assert not (tmp_path / tracker.METRICS_FILE).exists()
 

@@ -4,6 +4,7 @@ import os
 
 from aced.config import did_you_mean
 from aced.data.records import Source, SourceError
+from aced.data.sources import arrow
 from aced.data.sources.fields import (
   Fields,
   class_name,
@@ -37,16 +38,12 @@ class HuggingFace(Source):
       ) from error
     self._where, self._config = where, config
     self._fields = fields or Fields()
-    self._data = self._load(datasets)
+    # As Arrow has it: nothing is decoded, opened or fetched by `datasets`.
+    self._data = self._load(datasets).with_format("arrow")
     name, _ = self._parts()
     self._folder = name if os.path.isdir(name) else None
     features = self._data.features
     self._fields.check(list(features), repr(self))
-    if isinstance(features[self._fields.image], datasets.Image):
-      # Its bytes as they are stored; decoding is done elsewhere.
-      self._data = self._data.cast_column(
-        self._fields.image, datasets.Image(decode=False)
-      )
     label = self._fields.label or "label"
     self._names = getattr(features.get(label), "names", None)
     self._others = [n for n in features if n != self._fields.image]
@@ -68,11 +65,11 @@ class HuggingFace(Source):
     )
 
   def _row(self, data, index, picture):
-    index = self._check(index)
     import pyarrow
 
+    index = self._check(index)
     try:
-      row = data[index]
+      row = arrow.row(data[index : index + 1], 0)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
       return unreadable(damaged(self.where(index), error), picture)
     return self._record(row, picture)
@@ -100,6 +97,11 @@ class HuggingFace(Source):
         " folder."
       ) from error
     if isinstance(found, datasets.Dataset):
+      if split and split != str(found.split or ""):
+        raise SourceError(
+          f"hf:{self._where}: {name} is one data set without splits; leave out"
+          f" :{split}."
+        )
       return found
     split = split or next(iter(found))
     if split not in found:

@@ -78,7 +78,10 @@ class Jsonl(Source):
     except SourceError as error:
       # Beyond what was checked at the start: it must not end a long run.
       return unreadable(BadRecord("bad_line", str(error)), picture)
-    return self._fields.record(stored, picture, self._folders[number])
+    try:
+      return self._fields.record(stored, picture, self._folders[number])
+    except RecursionError as error:
+      return unreadable(BadRecord("bad_line", f"nested: {error}"), picture)
 
   def _find(self, index) -> tuple[int, int, int]:
     """The number of the file of a record, and where its line is there."""

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from aced.data.records import Source, SourceError
-from aced.data.sources import storage
+from aced.data.sources import arrow, storage
 from aced.data.sources.fields import Fields, damaged, unreadable
 
 # Row groups kept decoded by one reader. A record costs the reading of its whole
@@ -85,7 +85,7 @@ class Parquet(Source):
       table = self._table(number, group, picture)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
       return unreadable(damaged(self.where(index), error), picture)
-    stored = {name: _value(table[name][row]) for name in table.column_names}
+    stored = arrow.row(table, row)
     path = self._paths[number]
     folder = None if storage.is_remote(path) else os.path.dirname(path)
     return self._fields.record(stored, picture, folder)
@@ -145,6 +145,10 @@ class Parquet(Source):
         file = pyarrow.parquet.ParquetFile(source)
       except pyarrow.ArrowInvalid as error:
         why = str(error).rstrip(".")
+        if "footer" in why and _begins(path):
+          raise SourceError(
+            f"{path} is cut short: {why}. Fetch it again."
+          ) from error
         raise SourceError(
           f"{path} is no Parquet file: {why}.{storage.what_it_is(path)}"
         ) from error
@@ -169,23 +173,6 @@ class Parquet(Source):
     self._start()
 
 
-def _value(scalar):
-  """A value as Python has it; bytes where a string is no UTF-8.
-
-  None is what Python has not, such as a time in nanoseconds.
-  """
-  try:
-    return scalar.as_py()
-  except UnicodeDecodeError:
-    return _raw(scalar)
-  except (ValueError, OverflowError):
-    return None
-
-
-def _raw(scalar):
-  """The bytes of a string, or of each of a list of them."""
-  if hasattr(scalar, "as_buffer"):
-    return scalar.as_buffer().to_pybytes()
-  if hasattr(scalar, "values"):
-    return [_value(value) for value in scalar.values]
-  return None
+def _begins(path: str) -> bool:
+  """Whether a file begins as Parquet does."""
+  return storage.Storage([path]).read(0, 0, 4) == b"PAR1"

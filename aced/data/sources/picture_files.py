@@ -19,7 +19,9 @@ _BAD_PATH = {
   errno.ELOOP,
   errno.ENAMETOOLONG,
 }
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//|image/)")
+# How JPEG, PNG, GIF and WebP begin in base64, perhaps as a data URL.
+_BASE64 = re.compile(r"data:image/|(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR).{60}")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
 def read_picture(folder: str, name: str) -> bytes | BadRecord:
@@ -39,6 +41,12 @@ def read_picture(folder: str, name: str) -> bytes | BadRecord:
       " img2dataset",
     )
   name = name.removeprefix("file://")
+  if _BASE64.match(name):
+    return BadRecord(
+      "missing_image",
+      f"{name!r:.40}... is a picture in base64; expected the path of a file:"
+      " write its bytes to one",
+    )
   path = os.path.normpath(os.path.join(folder, name))
   if not _is_below(path, folder):
     return BadRecord("outside_folder", f"{name!r:.200} is not below {folder}")
@@ -59,12 +67,16 @@ def read_picture(folder: str, name: str) -> bytes | BadRecord:
 
 def _is_below(path: str, folder: str) -> bool:
   """Whether a path lies in a folder, by the name of either or its target."""
-  # The second takes a call of the system for each part of the folder's name.
-  for place in (os.path.abspath, _target):
-    start = place(folder).rstrip("/")
-    if path == start or path.startswith(start + "/"):
-      return True
-  return False
+  if _starts(path, os.path.abspath(folder)):
+    return True
+  # These take a call of the system for each part of a name.
+  target = _target(folder)
+  beside = os.path.realpath(os.path.dirname(path))
+  return _starts(path, target) or _starts(beside, target)
+
+
+def _starts(path: str, folder: str) -> bool:
+  return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 _target = functools.lru_cache(os.path.realpath)

@@ -69,6 +69,9 @@ def _parts(pattern: str) -> list[str]:
   """Splits a pattern at commas, and braces into what they stand for."""
   if _is_literal(pattern):
     return [pattern]
+  whole = [] if is_remote(pattern) else _braces(pattern, pattern)
+  if "," in pattern and whole and all(map(_glob, whole)):
+    return whole  # The commas are in the names of folders.
   parts = []
   for part in _split(pattern):
     parts += [part] if _is_literal(part) else _braces(part, pattern)
@@ -132,7 +135,7 @@ def _files(path: str) -> list[str]:
   path = _local(path)
   if os.path.isdir(path):
     raise SourceError(
-      f"{path} is a folder; name the files in it, such as {path}/*.tar"
+      f"{path} is a folder; name the files in it, such as {path}/*"
     )
   if os.path.exists(path):
     return [path]

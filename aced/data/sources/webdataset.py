@@ -16,7 +16,7 @@ from aced.data.sources.fields import (
   unreadable,
 )
 from aced.data.sources.picture_files import MAX_BYTES
-from aced.data.sources.storage import Storage, expand
+from aced.data.sources.storage import Storage, expand, what_it_is
 
 # "img" is what shards name a picture of which they know no more.
 PICTURES = (*PICTURE_ENDINGS, "img", "image")
@@ -68,7 +68,11 @@ class WebDataset(Source):
     self._folder = index
     self._load()
     if not len(self):
-      raise SourceError(f"{pattern} holds no records: no KEY.jpg, no KEY.txt.")
+      wrong = "".join(f" {text}." for text in self.damage()[:1])
+      raise SourceError(
+        f"{pattern} holds no records: no KEY.jpg, no KEY.txt.{wrong}"
+        f"{what_it_is(self.paths[0])}"
+      )
     self._check_names(image, metadata)
 
   @property

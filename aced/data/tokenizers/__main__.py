@@ -85,6 +85,14 @@ def _train(options):
       f"--output={options.output} is there already; runs may need it. Choose"
       " another path, or add --overwrite to replace it."
     )
+  try:
+    pathlib.Path(options.output).expanduser().parent.mkdir(
+      parents=True, exist_ok=True
+    )
+  except OSError as error:
+    raise ConfigError(
+      f"--output={options.output}: its folder cannot be made: {error}."
+    ) from error
   texts = Texts(options.source)
   try:
     pieces = train_sentencepiece(texts, options.output, options.vocab_size)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import numbers
 import types
 import typing
 from typing import Any
@@ -46,6 +47,10 @@ def load_tokenizer(spec: str, length: int) -> Tokenizer:
     ConfigError: an unknown kind, option or value, a length that is too short,
       or a model that cannot be read.
   """
+  if not isinstance(spec, str) or type(length) is bool:
+    raise ConfigError(f"tokenizer {spec!r} must be a text, such as 'bytes'.")
+  if not isinstance(length, numbers.Integral):
+    raise ConfigError(f"text_length={length!r} must be a whole number.")
   kind, path, options = _parse(spec)
   make = KINDS[kind]
   hints = _options(make)
@@ -72,13 +77,17 @@ def load_tokenizer(spec: str, length: int) -> Tokenizer:
   return tokenizer
 
 
-def _warn_if_short(tokenizer):
-  """Warns of rows that have no room for half of a short caption."""
+def is_short(tokenizer: Tokenizer) -> bool:
+  """Whether rows have no room for half of a caption as short as `SHORT`."""
   room = tokenizer.length - tokenizer.reserved
-  if room >= len(SHORT):  # Few texts have more ids than letters.
-    return
-  count = tokenizer.count(SHORT)
-  if 2 * room < count:
+  # Few texts have more ids than letters.
+  return room < len(SHORT) and 2 * room < tokenizer.count(SHORT)
+
+
+def _warn_if_short(tokenizer):
+  if is_short(tokenizer):
+    room = tokenizer.length - tokenizer.reserved
+    count = tokenizer.count(SHORT)
     _warn_once(
       f"text_length={tokenizer.length} is surely not meant: tokenizer"
       f" {tokenizer.spec!r} keeps {room} of the {count} ids of {SHORT!r}, and"

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+from aced import contents
 from aced.models import saved, trees
 from aced.models.build import complete
 from aced.models.formats import beside, hf, infer, npz, open_clip
@@ -51,6 +52,11 @@ def _read(where):
   path = pathlib.Path(where)
   if where.endswith(".npz") or ".npz:" in where:
     return _npz(where)
+  if path.suffix == ".safetensors" and path.is_file():
+    found = contents.describe(path)
+    # The length that such a file begins with may look like a pickle's start.
+    if found and found != contents.PICKLE:
+      raise ParamsError(f"{path} is {found}.")
   if _is_open_clip(path):
     return open_clip.read(path)
   if is_foreign(path):

@@ -5,7 +5,7 @@ from concurrent import futures
 
 import pytest
 
-from aced.data.records import BadRecord, SourceError
+from aced.data.records import BadRecord, SourceError, captions
 from aced.data.sources import jsonl, open_source, picture_files
 from aced.data.sources.fields import Fields
 from aced.data.sources.jsonl import Jsonl
@@ -150,7 +150,7 @@ def test_pictures_lie_beside_the_file_of_their_line(write, tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (gzip.compress(b'{"text": "a"}'), "compressed by gzip: unpack it"),
+    (gzip.compress(b'{"text": "a"}', mtime=0), "compressed by gzip: unpack it"),
     ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16: write it anew as UTF-8"),
     (b'[{"text": "a"}]', "is a JSON array: write one object a line"),
     (b'[\n  {"text": "a"}\n]', "is a JSON array"),
@@ -171,6 +171,16 @@ def test_numbers_of_thousands_of_digits_are_told(write):
   path = write({"text": "a"}, '{"text": "b", "n": ' + "1" * 5000 + "}")
   with pytest.raises(SourceError, match=r"line 2: .*digits"):
     Jsonl(path)
+
+
+def test_lines_that_are_nested_too_deeply_are_masked(write):
+  deep = "[" * 900 + "]" * 900
+  path = write({"image": "0.bin", "text": "a"}, f'{{"text": "b", "d": {deep}}}')
+  source = Jsonl(path)
+  assert source[0]["text"] == "a"
+  assert source[1]["image"].cause == "bad_line"
+  with pytest.raises(BadRecord, match="bad_line"):
+    captions(source.fields(1))
 
 
 def test_a_bucket_is_refused():

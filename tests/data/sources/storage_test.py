@@ -69,6 +69,8 @@ def test_a_name_that_exists_is_taken_as_it_stands(folder, name):
   for pattern in ("x-00.tar", "x-*.tar", "*"):
     want = [f"{folder}/{name}/x-00.tar"]
     assert expand(f"{folder}/{name}/{pattern}") == want
+  if not name.startswith("{"):
+    assert expand(f"{folder}/{name}/x-{{00..00}}.tar") == want
   (folder / f"{name}.tar").write_bytes(b"x")
   assert expand(f"{folder}/{name}.tar") == [f"{folder}/{name}.tar"]
 

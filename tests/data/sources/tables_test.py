@@ -84,7 +84,7 @@ def test_parquet_damage(table, tmp_path):
   assert bad[8]["image"].cause == "damaged_record"
   assert bad[20] == source[20]
   (tmp_path / "no.parquet").write_bytes(b"PAR1 and no more")
-  with pytest.raises(SourceError, match=r"no.parquet is no Parquet file"):
+  with pytest.raises(SourceError, match=r"no.parquet is cut short"):
     open_source(f"parquet:{tmp_path}/no.parquet")
 
 
@@ -139,6 +139,25 @@ def test_parquet_values_that_python_has_not(tmp_path):
       captions(source[0])
     assert captions(source[1]) == ["a"]
   assert (source[0]["label"], source[1]["label"]) == ("3", None)
+
+
+def test_a_struct_with_a_path_that_is_no_utf8(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  pq = pytest.importorskip("pyarrow.parquet")
+  path = pyarrow.array([b"caf\xe9.png"]).cast(pyarrow.binary())
+  path = pyarrow.StringArray.from_buffers(1, *path.buffers()[1:])
+  parts = [pyarrow.array([png(1)]), path]
+  image = pyarrow.StructArray.from_arrays(parts, ["bytes", "path"])
+  table = pyarrow.table({"image": image, "text": ["a"]})
+  pq.write_table(table, tmp_path / "x.parquet")
+  source = open_source(f"parquet:{tmp_path}/x.parquet")
+  assert source[0] == {"image": png(1), "text": "a"}
+
+
+def test_parquet_that_is_cut_short_is_told(table, tmp_path):
+  (tmp_path / "cut.parquet").write_bytes(table.read_bytes()[:-50])
+  with pytest.raises(SourceError, match=r"cut.parquet is cut short: .*again"):
+    open_source(f"parquet:{tmp_path}/cut.parquet")
 
 
 def test_pictures_stored_as_paths(tmp_path):
@@ -232,6 +251,37 @@ def test_hugging_face_classes_and_paths(tmp_path):
   # A class of -1 is one that is not told, and not the last one.
   assert [source[k]["label"] for k in (1, 2)] == [None, None]
   assert "2.png: No such file" in str(source[1]["image"])
+
+
+def test_hugging_face_opens_no_picture_itself(tmp_path):
+  """Whatever column it is in, and however deep."""
+  datasets = pytest.importorskip("datasets")
+  picture, bad = datasets.Image(), {"bytes": b"%!PS-Adobe", "path": None}
+  features = datasets.Features(
+    {
+      "image": picture,
+      "text": datasets.Value("string"),
+      "thumb": picture,
+      "several": datasets.Sequence(picture),
+      "deep": {"inner": picture},
+    }
+  )
+  row = {"text": "a", "thumb": bad, "several": [bad], "deep": {"inner": bad}}
+  row["image"] = {"bytes": png(1), "path": None}
+  data = datasets.Dataset.from_list([row], features=features)
+  data.save_to_disk(str(tmp_path))
+  source = open_source(f"hf:{tmp_path}")
+  assert source[0]["image"] == png(1) and source[0]["thumb"] == bad
+  assert source.fields(0)["deep"] == {"inner": bad}
+
+
+def test_a_split_of_what_has_none_is_refused(tmp_path):
+  datasets = pytest.importorskip("datasets")
+  rows = {"image": [png(1)], "text": ["a"]}
+  datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path))
+  assert len(open_source(f"hf:{tmp_path}")) == 1
+  with pytest.raises(SourceError, match="one data set without splits; leave"):
+    open_source(f"hf:{tmp_path}:test")
 
 
 def write_records(path, records):

@@ -161,6 +161,24 @@ def test_every_whole_record_of_a_cut_shard_is_read(folder, caplog):
   assert "0001.tar is damaged" in caplog.text
 
 
+def test_a_cut_of_members_that_stand_apart_is_told(tmp_path):
+  """Of a tar of all pictures and then all texts."""
+  members = [(f"{k}.jpg", b"p") for k in range(4)]
+  members += [(f"{k}.txt", b"t") for k in range(4)]
+  data = archive(members)
+  (tmp_path / "x.tar").write_bytes(data[: 512 * 2 * 6 + 100])
+  source = open_source(f"webdataset:{tmp_path}/x.tar")
+  assert [source[k]["text"] for k in range(2)] == ["t", "t"]
+  assert [source[k]["image"].cause for k in (2, 3)] == ["cut_short"] * 2
+
+
+def test_what_is_no_archive_is_told(tmp_path):
+  for content, message in ((b"", "an empty file"), (b"\1\2" * 900, "no head")):
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(SourceError, match=f"holds no records.*{message}"):
+      open_source(f"webdataset:{tmp_path}/x.tar")
+
+
 def test_a_cut_between_members_is_told_too(folder):
   source = WebDataset(f"{folder}/*.tar")
   members = source._index.members

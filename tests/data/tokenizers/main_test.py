@@ -73,7 +73,7 @@ def test_questions_of_another_form_are_told_of(tmp_path, asked):
   assert list(found) == ["a ball"] * 3
   (line,) = found.report()
   assert line.startswith("passed over: 2 questions without an answer, or of")
-  assert "; the first: record 1 of" in line and "what colour?" in line
+  assert "; the first: line 2 of" in line and "what colour?" in line
 
 
 def test_what_is_passed_over_is_told(tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_what_is_passed_over_is_told(tmp_path, capsys):
   main(["train", f"jsonl:{path}", "--output", out, "--vocab_size", "40"])
   told = capsys.readouterr().err
   assert "passed over: 3 records without a caption that is text; the f" in told
-  assert f"record 20 of jsonl:{path}: empty_caption" in told
+  assert f"line 21 of {path}: empty_caption" in told
   # Told even where nothing is left to learn from.
   write(path, {"text": " "})
   with pytest.raises(SystemExit, match="there is no caption to learn"):

@@ -129,3 +129,17 @@ def test_a_run_of_ours_must_compute_what_the_model_does(repository, tmp_path):
 def test_there_is_nothing(tmp_path):
   with pytest.raises(FileNotFoundError, match="a folder of Hugging Face"):
     read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("content", "what"),
+  [
+    (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    (b"", "an empty file"),
+    (b"<!DOCTYPE html>", "a web page"),
+  ],
+)
+def test_a_file_that_is_no_safetensors_is_told(tmp_path, content, what):
+  (tmp_path / "model.safetensors").write_bytes(content)
+  with pytest.raises(ParamsError, match=rf"model\.safetensors is {what}"):
+    read(tmp_path / "model.safetensors")
