@@ -147,7 +147,7 @@ def evaluate(
 
 
 def reading(loaded: Pretrained, fingerprint: str) -> str:
-  """Names all of a model and its preprocessing that embeddings hang on."""
+  """Names all of a model and its preprocessing that embeddings depend on."""
   config = json.dumps(loaded.weights.config, sort_keys=True, default=repr)
   return f"{fingerprint}, {config}, {loaded.transform!r}"
 

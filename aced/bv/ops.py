@@ -103,7 +103,7 @@ def vocab_sizes(pipeline: str | None) -> dict[str, int]:
   """Column -> ids of the tokenizer of ours that makes it.
 
   Args:
-    pipeline: `pp` of a config, whose operations of big_vision do not say.
+    pipeline: `pp` of a config; big_vision's own operations name no vocabulary.
   """
   from big_vision.pp.registry import parse_name
 

@@ -50,7 +50,7 @@ class Shards:
     return jax.lax.all_gather(x, self.axes, tiled=True)
 
   def noise(self, rng: jax.Array, rows: int) -> jax.Array:
-    """This share's part of Gumbel noise that hangs on the key alone."""
+    """This share's part of Gumbel noise that depends on the key alone."""
     whole = jax.random.gumbel(rng, (rows * self.count,), jnp.float32)
     return jax.lax.dynamic_slice_in_dim(whole, self.offset(rows), rows)
 

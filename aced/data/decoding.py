@@ -241,7 +241,7 @@ def _orientation(image: Image.Image) -> int:
   except Exception:
     # Damaged metadata says nothing of the pixels, which are read later.
     return 1
-  # A number of another type is no other number: Pillow has it so for TIFF.
+  # Pillow gives it as another type of number for TIFF.
   return int(turn) if turn in range(1, 9) else 1
 
 

@@ -57,7 +57,7 @@ class Task(NamedTuple):
   """Some rows of a batch.
 
   Attributes:
-    positions: of the rows in the stream of records; randomness hangs on them.
+    positions: of the rows in the stream of records; randomness depends on them.
     indices: of their records; -1 is a row without one.
     skip: row -> the code of a cause for which its record is not to be read.
   """
@@ -207,7 +207,7 @@ class Loader:
       out["fault"][row] = record.get("fault", faults.UNKNOWN)
     choose = _first_caption if evaluates else _any_caption
     try:
-      # The caption goes first, so that the draws do not hang on the picture.
+      # The caption goes first, so that the draws do not depend on the picture.
       text, which = choose(record, rng)
       views = self.transform.views(record, tuple(self.sizes.values()), rng)
     except BadRecord as bad:

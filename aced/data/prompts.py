@@ -226,7 +226,7 @@ class PromptTokenizer(Tokenizer):
 
   @property
   def content(self):
-    """What the ids hang on, beside the length."""
+    """What the ids depend on, beside the length."""
     return b"prompts of " + self.inner.content
 
   def __call__(self, texts):

@@ -38,7 +38,7 @@ def tokenize(text: str) -> list[str]:
   ?!` and brackets, as `-lrb-` and `-rrb-`: it has those in capitals alone.
 
   The words of COCO's val2017 captions are the same. Known differences: a
-  caption's last "K." is "k", where there it hangs on the next caption; quotes
+  caption's last "K." is "k", where there it depends on the next caption; quotes
   side by side are never a word; joined or capital abbreviations ("etc.a",
   "MFG."), tags with spaces, smileys, addresses and bracketed telephone numbers
   have simpler rules; letters and symbols beyond Latin are those Python knows.

@@ -1,7 +1,7 @@
 """What frozen embeddings tell of classes: nearest neighbours, a linear probe.
 
 Both learn from labelled training rows and are scored on test rows. Rows are
-scaled to length 1 first, so that nothing hangs on the scale of a model.
+scaled to length 1 first, so that nothing depends on the scale of a model.
 """
 
 from collections.abc import Sequence

@@ -227,7 +227,7 @@ class Runner:
     }
 
   def _identity(self, found, data):
-    """Names all that a score hangs on."""
+    """Names all that a score depends on."""
     parts = repr(found.task), found.task.prompts, found.class_names, data
     parts += (found.label_names,)
     if self.probe and found.task.kind == "zero_shot":

@@ -193,7 +193,7 @@ def type_name(hint: Any) -> str:
 
 
 def plain_type(hint: Any) -> type:
-  """The one type of what a declaration allows, beside None; else `object`.
+  """The type that a declaration allows beside None; `object` if several.
 
   Sequences are tuples, as configs have them.
   """

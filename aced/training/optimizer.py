@@ -103,7 +103,7 @@ def _add_decay(weight, multipliers):
 
   def update(updates, params):
     return jax.tree.map(
-      # Left out where it is zero, or the update would hang on the parameter
+      # Left out where it is zero, or the update would depend on the parameter
       # and XLA could not write it in its place.
       lambda u, p, m: u + weight * m * p if weight * m else u,
       updates,

@@ -1,4 +1,4 @@
-"""What is surely not meant, found with the objects of a run and before a step.
+"""Checks of a config against the objects of its run, before the first step.
 
 `aced.config` checks what a config says by itself; here it is held against the
 evaluators, the captions and the parameters that it speaks of.

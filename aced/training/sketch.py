@@ -48,7 +48,7 @@ def signs(index: jax.Array, width: int = WIDTH) -> jax.Array:
 
 
 def mixed(x: jax.Array) -> jax.Array:
-  """The finalizer of MurmurHash3 (32 bits): every bit hangs on every other.
+  """The finalizer of MurmurHash3 (32 bits): every bit depends on every other.
 
   Args:
     x: uint32 of any shape.

@@ -251,7 +251,7 @@ class Trackers(Tracker):
     for tracker in self.trackers:
       try:
         call(tracker)
-      except Exception as error:  # Of a service: a run does not hang on it.
+      except Exception as error:  # Of a service: a run does not depend on it.
         if tracker not in self._failed:
           logging.warning(
             "%s failed, and the run goes on without it: %s: %s",

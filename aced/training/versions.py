@@ -21,7 +21,7 @@ PACKAGES = (
 
 @functools.cache
 def code() -> dict[str, str]:
-  """Name -> version, of this package and of those that results hang on.
+  """Name -> version, of this package and of those that results depend on.
 
   That of `aced` has a digest of its source behind it, so that a file changed on
   one host is found.

@@ -210,11 +210,11 @@ def _longer(where, harmful, config) -> str:
     return ""
   if config.get("decoder.model"):
     return (
-      " The schedule of the learning rate hangs on the length of the run: to"
+      " The schedule of the learning rate depends on the length of the run: to"
       " train a decoder for longer, begin anew in another --workdir."
     )
   return (
-    " The schedule of the learning rate hangs on the length of the run, so"
+    " The schedule of the learning rate depends on the length of the run, so"
     " that it cannot be changed on the way. To train its model further, begin"
     f" in another --workdir with --config.student.init={where}; that run has a"
     " schedule of its own, from its first step on, and total_* is its length"
@@ -350,7 +350,7 @@ def harmless(
     config: the latter, resolved.
   """
   if key == "accumulation.microbatch":
-    # Which rows are dropped or looked at cheaply hangs on the pieces.
+    # Which rows are dropped or looked at cheaply depends on the pieces.
     recipe = Recipe.from_config(config)
     return not (recipe.dropout or recipe.cotrains)
   if key.startswith("total_"):

@@ -135,7 +135,7 @@ class Tokenizer(ABC):
   @property
   @abstractmethod
   def content(self) -> bytes:
-    """What the ids hang on, beside the length."""
+    """What the ids depend on, beside the length."""
 
   @abstractmethod
   def _encode(self, text: str) -> Sequence[int]:

@@ -60,7 +60,7 @@ TANH = re.compile(
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 IGNORED = ("attn_mask",)
-# How a picture that is no square becomes one -> what ours, squashed, is not.
+# open_clip's way to make a picture square -> how it differs from squashing.
 MODES = {
   "squash": "",
   "shortest": "cut out of the middle",
