@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import mmap  # noqa: F401  numpy imports it late, perhaps without the rights.
 import os
 import pathlib
 import shutil
